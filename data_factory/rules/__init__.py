@@ -1,0 +1,74 @@
+"""The rules of RF: the catalogue of all rules, their settings and their thresholds for a preset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BeforeValidator, create_model
+from typing_extensions import Annotated
+
+from data_factory.rules.catalogue import Rule
+from data_factory.rules.document import DOCUMENT_RULES
+from data_factory.rules.paragraph import PARAGRAPH_RULES
+from data_factory.rules.sentence import SENTENCE_RULES
+from ziya.config import Settings, deciding, measuring
+
+RULES: tuple[Rule, ...] = DOCUMENT_RULES + PARAGRAPH_RULES + SENTENCE_RULES
+RULE = {rule.id: rule for rule in RULES}
+RULE_NUMBER = {rule.id: number for number, rule in enumerate(RULES, start=1)}
+PRESETS = ("ziya2", "gopher", "c4", "fineweb", "refinedweb", "none")
+LANGUAGES = ("en", "zh")
+
+
+def _threshold(value: Any) -> Any:
+    """`100`, `off`, or a mapping of languages to numbers or off; YAML reads a bare off as False."""
+
+    def number(item: Any) -> float | str:
+        if item is False or item == "off":
+            return "off"
+        if isinstance(item, bool) or not isinstance(item, (int, float)):
+            raise ValueError(f"needs a number or off, found {item!r}")
+        return float(item)
+
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        unknown = [key for key in value if key not in LANGUAGES]
+        if unknown:
+            raise ValueError(f"needs the languages {', '.join(LANGUAGES)}, found {unknown[0]!r}")
+        return {key: number(item) for key, item in value.items()}
+    return number(value)
+
+
+Threshold = Annotated[float | str | dict[str, float | str] | None, BeforeValidator(_threshold)]
+
+
+class _RuleBase(Settings):
+    """Rules of RF: a preset, the user's lexicons, and one threshold a rule (a number, off, or one per language)."""
+
+    preset: str = deciding("ziya2", f"published thresholds to start from: {', '.join(PRESETS)}", pattern=f"^({'|'.join(PRESETS)})$")
+    toxic_lexicons: list[str] = measuring([], "more toxic-word files (one word a line, # comments), added to the shipped ones", is_file=True)
+    advert_lexicons: list[str] = measuring([], "more advert-phrase files, added to the shipped ones", is_file=True)
+
+
+RuleSettings: Any = create_model(
+    "RuleSettings",
+    __base__=_RuleBase,
+    **{rule.id: (Threshold, deciding(None, f"{rule.meaning}; none = the preset's threshold")) for rule in RULES},  # type: ignore[call-overload]
+)
+
+
+def thresholds(settings: Any) -> dict[str, dict[str, float]]:
+    """Rule id -> language -> threshold in force; rules and languages that are off are absent."""
+    result: dict[str, dict[str, float]] = {}
+    for rule in RULES:
+        preset = rule.thresholds.get(settings.preset, {})
+        own = getattr(settings, rule.id)
+        active = {}
+        for language in LANGUAGES:
+            value = own.get(language, preset.get(language)) if isinstance(own, dict) else (own if own is not None else preset.get(language))
+            if value is not None and value != "off":
+                active[language] = float(value)
+        if active:
+            result[rule.id] = active
+    return result

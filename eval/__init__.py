@@ -1,0 +1,1 @@
+"""Benchmarks over checkpoints (in preparation)."""

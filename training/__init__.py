@@ -1,0 +1,1 @@
+"""Three training stages on Megatron-core and DeepSpeed (in preparation)."""
