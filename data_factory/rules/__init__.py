@@ -12,6 +12,7 @@ from data_factory.rules.document import DOCUMENT_RULES
 from data_factory.rules.paragraph import PARAGRAPH_RULES
 from data_factory.rules.sentence import SENTENCE_RULES
 from ziya.config import Settings, deciding, measuring
+from ziya.files import json_bytes
 
 RULES: tuple[Rule, ...] = DOCUMENT_RULES + PARAGRAPH_RULES + SENTENCE_RULES
 RULE = {rule.id: rule for rule in RULES}
@@ -72,3 +73,23 @@ def thresholds(settings: Any) -> dict[str, dict[str, float]]:
         if active:
             result[rule.id] = active
     return result
+
+
+def listing(preset: str, as_json: bool) -> str:
+    """All rules, one a line: setting, granularity, effect, thresholds of a preset, meaning, source."""
+    if as_json:
+        rows = [
+            {
+                "rule": f"rules.{rule.id}", "granularity": rule.granularity, "effect": rule.effect, "bad": rule.bad, "feature": rule.feature, "text": rule.text,
+                "thresholds": dict(rule.thresholds.get(preset, {})), "recalibrated": list(rule.recalibrated), "meaning": rule.meaning, "source": rule.source,
+            }
+            for rule in RULES
+        ]
+        return json_bytes(rows).decode().rstrip()
+    lines = []
+    for rule in RULES:
+        limits = rule.thresholds.get(preset, {})
+        sign = "<" if rule.bad == "below" else ">"
+        parts = [f"{language} {sign} {limits[language]:g}{'*' if language in rule.recalibrated else ''}" for language in LANGUAGES if limits.get(language) is not None]
+        lines.append(f"rules.{rule.id:<34} {rule.granularity:<9} {rule.effect:<4} {', '.join(parts) or 'off':<26} {rule.meaning} [{rule.source}]")
+    return "\n".join(lines)

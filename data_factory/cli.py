@@ -1,0 +1,175 @@
+"""`ziya-data`: run, decide, explain, report, rules, train-lm, vocab, pack, prune."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+
+from data_factory.config import DataConfig
+from ziya import config as settings
+from ziya.errors import UserError, run_main
+
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ziya-data", description="A crawl dump becomes clean, accounted token packs.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    help_text = "read, measure, decide, evaluate, pack and report; run again to resume"
+    run = commands.add_parser("run", help=help_text, description=help_text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    run.epilog = "settings ([measuring] needs a new run, [deciding] can be moved by `ziya-data decide`):\n" + "\n".join(settings.describe(DataConfig))
+    run.add_argument("config", type=Path, metavar="CONFIG", help="YAML config, for example configs/data/ziya2.yaml")
+    run.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, for example rules.min_chars=100")
+    run.add_argument("--input", nargs="+", action="extend", metavar="PATH", help="files, folders, globs or URLs: replace the paths of the config's first source")
+    run.add_argument("--output", type=Path, metavar="DIR", default=Path("out"), help="output folder (default: out)")
+    run.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="worker processes (default: all cores); never changes the output")
+    run.add_argument("--limit", type=int, metavar="N", help="read only the first N records")
+    run.add_argument("--restart", action="store_true", help="empty the output folder of an earlier run first")
+
+    decide = commands.add_parser("decide", help="apply other thresholds to the stored measurements and show what changed")
+    decide.add_argument("out", type=Path, metavar="OUT", help="output folder of a run")
+    decide.add_argument("overrides", nargs="*", metavar="key=value", help="deciding settings, for example rules.min_chars=100")
+    decide.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="worker processes")
+
+    explain = commands.add_parser("explain", help="tell one document's life: measurements, reasons, winner of its duplicate, text before and after")
+    explain.add_argument("out", type=Path, metavar="OUT", help="output folder of a run")
+    which = explain.add_mutually_exclusive_group(required=True)
+    which.add_argument("--url", help="the document's URL")
+    which.add_argument("--id", help="the document's id")
+    explain.add_argument("--json", action="store_true", help="print JSON")
+
+    report = commands.add_parser("report", help="write report.html and report.json of a run again, and print the summary")
+    report.add_argument("out", type=Path, metavar="OUT", help="output folder of a run")
+
+    rules = commands.add_parser("rules", help="list every rule with its thresholds, one a line")
+    rules.add_argument("--preset", default="ziya2", help="whose thresholds to show")
+    rules.add_argument("--json", action="store_true", help="print JSON")
+
+    from data_factory import train_lm, vocab
+
+    train_lm.add_arguments(commands.add_parser("train-lm", help="train a KenLM model over SentencePiece pieces for perplexity tiers"))
+    vocab.add_arguments(commands.add_parser("vocab", help="list the most frequent characters that a tokenizer lacks"))
+
+    pack = commands.add_parser("pack", help="(re)pack the kept documents of a run with a tokenizer")
+    pack.add_argument("out", type=Path, metavar="OUT", help="output folder of a run")
+    pack.add_argument("overrides", nargs="*", metavar="key=value", help="tokenizer.* and packing.* settings")
+    pack.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="worker processes")
+
+    prune = commands.add_parser("prune", help="delete T1 of dropped documents; span thresholds cannot be moved afterwards")
+    prune.add_argument("out", type=Path, metavar="OUT", help="output folder of a run")
+    return parser
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(args: argparse.Namespace) -> int:
+    from data_factory import pipeline
+    from data_factory.report import text
+
+    raw = settings.apply_overrides(settings.read_yaml(args.config), args.overrides)
+    if args.input:
+        sources = raw.get("sources") or [{"name": "crawl"}]
+        if not isinstance(sources, list) or not isinstance(sources[0], dict):
+            raise UserError(f"{args.config}: sources must be a list of mappings with a name")
+        sources[0]["paths"] = args.input
+        raw["sources"] = [source for source in sources if source.get("paths")]
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit {args.limit}: it needs a number of at least 1")
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers}: it needs a number of at least 1")
+    config = settings.parse(DataConfig, raw, str(args.config))
+    summary = pipeline.run(config, args.output, args.workers, args.limit, args.restart)
+    print(text.summary(summary, args.output))
+    return 0
+
+
+def _decide(args: argparse.Namespace) -> int:
+    from data_factory import pipeline
+    from data_factory.report import text
+
+    before, after = pipeline.redecide(args.out, args.overrides, args.workers)
+    print(text.changes(before, after, args.out))
+    return 0
+
+
+def _pack(args: argparse.Namespace) -> int:
+    for override in args.overrides:
+        if not override.startswith(("tokenizer.", "packing.", "sources.", "seed=")):
+            raise UserError(f"pack takes tokenizer.*, packing.*, sources.*.ratio and seed, not {override}: use `ziya-data decide` for other settings")
+    return _decide(args)
+
+
+def _rules(args: argparse.Namespace) -> int:
+    from data_factory.rules import PRESETS, listing
+
+    if args.preset not in PRESETS:
+        raise UserError(f"--preset {args.preset}: known presets are {', '.join(PRESETS)}")
+    print(listing(args.preset, args.json))
+    return 0
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from data_factory import explain
+
+    print(explain.explain(args.out, args.url, args.id, args.json))
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from data_factory.report import summary, text
+
+    print(text.summary(summary.rewrite(args.out), args.out))
+    return 0
+
+
+def _prune(args: argparse.Namespace) -> int:
+    from data_factory import prune
+
+    print(prune.prune(args.out))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `ziya-data`."""
+    signal.signal(signal.SIGTERM, _terminate)
+
+    def command() -> int:
+        parser = _parser()
+        args, rest = parser.parse_known_args(argv)
+        # argparse cannot take key=value after options; and `--input PATH key=value` swallows it
+        if hasattr(args, "overrides"):
+            given = list(getattr(args, "input", None) or [])
+            swallowed = [item for item in given if _OVERRIDE.match(item) and not Path(item).exists()]
+            args.overrides += [item for item in rest if _OVERRIDE.match(item)] + swallowed
+            if given:
+                args.input = [item for item in given if item not in swallowed]
+            rest = [item for item in rest if not _OVERRIDE.match(item)]
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        if args.command == "train-lm":
+            from data_factory import train_lm
+
+            return train_lm.main(args)
+        if args.command == "vocab":
+            from data_factory import vocab
+
+            return vocab.main(args)
+        table = {"run": _run, "decide": _decide, "pack": _pack, "rules": _rules, "explain": _explain, "report": _report, "prune": _prune}
+        return table[args.command](args)
+
+    return run_main(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

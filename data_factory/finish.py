@@ -1,0 +1,190 @@
+"""Step `finish`: T1 and the thresholds of cut and mask rules -> T2 and its keys, per unit.
+
+T2 is never stored for dropped documents: it is rebuilt from T1 and the candidate spans wherever it is needed, which is cheaper than
+the disk it would take and cannot go stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_factory import documents, measure
+from data_factory.batches import Spans, TextBatch
+from data_factory.config import DataConfig
+from data_factory.dedup import keys as dedup_keys
+from data_factory.dedup import lines as dedup_lines
+from data_factory.documents import read_batches, table_writer
+from data_factory.language import language_codes
+from data_factory.rules import RULE, RULES, cut, thresholds
+from data_factory.rules.spans import FLOORS
+from ziya.errors import UserError
+
+# The pseudo-rule of corpus-wide frequent lines; its threshold is dedup.lines.max_documents.
+LINE_RULE = len(RULES) + 1
+LINE_RULE_ID = "dedup.lines.max_documents"
+
+
+def keys_schema(config: DataConfig) -> pa.Schema:
+    """Columns of keys/: one row per row of documents/, in the same order."""
+    fields = [
+        ("id", pa.string()),
+        ("final_chars", pa.float32()),
+        ("removed_share", pa.float32()),
+        ("cut_rules", pa.list_(pa.string())),  # rules whose cuts or masks were applied, each once, sorted
+        ("exact_hi", pa.uint64()),
+        ("exact_lo", pa.uint64()),
+        ("url_hi", pa.uint64()),
+        ("url_lo", pa.uint64()),
+        ("simhash", pa.uint64()),
+        ("shingles", pa.int32()),
+    ]
+    if config.dedup.fuzzy.method == "minhash":
+        fields.append(("minhash", pa.list_(pa.uint32(), config.dedup.fuzzy.permutations)))
+    return pa.schema(fields)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Thresholds of span rules as arrays over rule numbers: `limit[language][rule]` (NaN = off) and the failing side."""
+
+    limit: Any  # float64 [2, rules + 2], row 0 every language but zh, row 1 zh
+    above: Any  # bool [rules + 2]
+    masks: Any  # bool [rules + 2]
+
+    @classmethod
+    def of(cls, config: DataConfig) -> Limits:
+        """The thresholds in force."""
+        count = len(RULES) + 2
+        limit, above, masks = np.full((2, count), np.nan), np.ones(count, bool), np.zeros(count, bool)
+        active = thresholds(config.rules)
+        for number, rule in enumerate(RULES, start=1):
+            if rule.effect == "drop":
+                continue
+            above[number], masks[number] = rule.bad == "above", rule.effect == "mask"
+            for row, language in enumerate(("en", "zh")):
+                limit[row, number] = active.get(rule.id, {}).get(language, np.nan)
+        if config.dedup.lines.max_documents:
+            limit[:, LINE_RULE] = config.dedup.lines.max_documents
+        return cls(limit, above, masks)
+
+    def applied(self, spans: Spans, codes: Any) -> Any:
+        """bool [m]: which candidate spans pass their threshold."""
+        limit = self.limit[codes[spans.doc], spans.rule].astype(np.float32)  # values are float32: 0.2 measured must equal 0.2 configured
+        with np.errstate(invalid="ignore"):
+            return np.where(self.above[spans.rule], spans.value > limit, spans.value < limit) & ~np.isnan(limit)
+
+
+@lru_cache(maxsize=2)
+def _frequent(path: str, size: int) -> Any:
+    return dedup_lines.load_frequent(Path(path)) if size else None
+
+
+@lru_cache(maxsize=4)
+def _limits(key: str) -> Limits:
+    return Limits.of(DataConfig.model_validate_json(key))
+
+
+def build(table: pa.Table, config: DataConfig, out: Path) -> tuple[TextBatch, Spans, Any, Spans]:
+    """T2 of rows of documents/: (T2, protected spans of T2, prompt bytes of T2 int32 [n], spans that were applied to T1)."""
+    t1, protected, spans = measure.document_batch(table)
+    codes = language_codes(table["lang"].to_pylist())
+    ruled = np.array([_steps(config, name) for name in table["source"].to_pylist()], bool).reshape(-1, 2)
+    frequent_path = out / "work" / "frequent_lines.npy"
+    if config.dedup.lines.max_documents and frequent_path.exists():
+        frequent = _frequent(str(frequent_path), frequent_path.stat().st_size)
+        lines = dedup_lines.candidates(t1, protected, frequent, config.dedup.lines.min_chars)
+        lines = Spans(lines.doc, lines.start, lines.end, np.full(len(lines), LINE_RULE, np.int16), lines.value)
+        spans = Spans.concatenate([spans, lines])
+    limits = _limits(config.model_dump_json())
+    allowed = np.where(spans.rule == LINE_RULE, ruled[spans.doc, 1], ruled[spans.doc, 0])
+    applied = spans.take(limits.applied(spans, codes) & allowed)
+    masked = limits.masks[applied.rule]
+    t2, t2_protected, prompt_bytes = cut.build(t1, protected, applied.take(~masked), applied.take(masked), np.asarray(table["prompt_bytes"]))
+    return t2, t2_protected, prompt_bytes, applied
+
+
+def _steps(config: DataConfig, source: str) -> tuple[bool, bool]:
+    steps = next(item.steps for item in config.sources if item.name == source)
+    return "rules" in steps, "dedup" in steps
+
+
+def finish_unit(config: DataConfig, out: Path, name: str) -> dict[str, Any]:
+    """Write keys/<name>.parquet. Returns bytes seen and how many documents each rule's cuts touched."""
+    size = 0
+    touched: dict[str, int] = {}
+    with table_writer(out / "keys" / f"{name}.parquet", keys_schema(config)) as writer:
+        for table in read_batches(out / "documents" / f"{name}.parquet"):
+            t2, protected, _, applied = build(table, config, out)
+            size += int(t2.offsets[-1])
+            rows = key_rows(table, t2, protected, applied, config)
+            for rules in rows["cut_rules"].to_pylist():
+                for rule in rules:
+                    touched[rule] = touched.get(rule, 0) + 1
+            writer.write(rows)
+    return {"bytes": size, "touched": dict(sorted(touched.items()))}
+
+
+def key_rows(table: pa.Table, t2: TextBatch, protected: Spans, applied: Spans, config: DataConfig) -> pa.Table:
+    """The keys of T2, one row a document."""
+    n = len(t2)
+    before, after = character_counts(TextBatch.from_arrow(table["text"])), character_counts(t2)
+    exact_hi, exact_lo = dedup_keys.exact_keys(t2, protected)
+    url_hi, url_lo = dedup_keys.url_keys(table["url"].to_pylist())
+    codes = language_codes(table["lang"].to_pylist())
+    columns: dict[str, Any] = {
+        "id": table["id"],
+        "final_chars": after.astype(np.float32),
+        "removed_share": (np.maximum(before - after, 0) / np.maximum(before, 1)).astype(np.float32),
+        "cut_rules": pa.array(list(_applied_rules(applied, n)), pa.list_(pa.string())),
+        "exact_hi": exact_hi,
+        "exact_lo": exact_lo,
+        "url_hi": url_hi,
+        "url_lo": url_lo,
+    }
+    fuzzy = config.dedup.fuzzy
+    columns["simhash"], columns["shingles"] = np.zeros(n, np.uint64), np.zeros(n, np.int32)
+    if fuzzy.method != "none":
+        columns["simhash"], columns["shingles"] = dedup_keys.simhash(t2, codes, fuzzy)
+    if fuzzy.method == "minhash":
+        signatures = dedup_keys.minhash(t2, codes, fuzzy)
+        columns["minhash"] = pa.FixedSizeListArray.from_arrays(pa.array(signatures.reshape(-1)), fuzzy.permutations)
+    schema = keys_schema(config)
+    return pa.table([pa.array(columns[name]) if isinstance(columns[name], np.ndarray) else columns[name] for name in schema.names], names=schema.names)
+
+
+def _applied_rules(applied: Spans, n: int) -> Iterator[list[str]]:
+    rows = applied.row_offsets(n)
+    for i in range(n):
+        numbers = np.unique(applied.rule[rows[i] : rows[i + 1]])
+        yield sorted(span_rule_id(int(number)) for number in numbers)
+
+
+def character_counts(batch: TextBatch) -> Any:
+    """Characters (code points) per document, int64 [n]: bytes that do not continue a character."""
+    starts = np.zeros(len(batch.data) + 1, np.int64)
+    np.cumsum((batch.data & 0xC0) != 0x80, out=starts[1:])
+    return np.diff(starts[batch.offsets])
+
+
+def check_floors(config: DataConfig) -> None:
+    """Refuse thresholds looser than what the detectors store: such candidates were never written."""
+    problems = []
+    for rule_id, limits in thresholds(config.rules).items():
+        for language, floor in FLOORS.get(rule_id, {}).items():
+            rule, limit = RULE[rule_id], limits.get(language)
+            if limit is not None and (limit < floor if rule.bad == "above" else limit > floor):
+                problems.append(f"rules.{rule_id}.{language} = {limit:g} is looser than the loosest stored candidate ({floor:g})")
+    if problems:
+        raise UserError(f"{'; '.join(problems)}: use a stricter threshold or off")
+
+
+def span_rule_id(number: int) -> str:
+    """Setting name of a span rule's number."""
+    return LINE_RULE_ID if number == LINE_RULE else f"rules.{RULES[number - 1].id}"

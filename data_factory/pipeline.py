@@ -1,0 +1,177 @@
+"""The run on one screen.
+
+    plan -> measure -> identify -> lines  |  finish -> rank -> verdicts -> deduplicate -> decide -> evaluate -> pack -> report
+
+Left of the bar is measuring; right of it is deciding, which `ziya-data decide` repeats with other thresholds. A step's identity is
+that of the steps before it plus the settings it reads, so a killed run goes on where it stood and an unchanged step never repeats.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_factory import compete, decide, evaluate, finish, identify, measure, pack, tiers, units, verdicts
+from data_factory.config import DataConfig
+from data_factory.dedup import lines as dedup_lines
+from data_factory.dedup import seen
+from data_factory.perplexity import Scorer
+from data_factory.report import summary as reporting
+from data_factory.rules import RULES, thresholds
+from data_factory.run_state import RunState, setting_values
+from data_factory.steps import Steps
+from ziya import config as settings
+from ziya.errors import UserError
+from ziya.files import read_json, write_json
+from ziya.manifest import identity
+from ziya.progress import log
+
+MEMORY_ROWS = 4_000_000
+
+
+def run(config: DataConfig, out: Path, workers: int, limit: int | None, restart: bool) -> dict[str, Any]:
+    """`ziya-data run`: measure what is not measured yet, then decide. Returns the summary."""
+    check(config)
+    with RunState.open(out, restart=restart) as state:
+        plan = units.plan(config, out / "work" / "spool", limit)
+        for warning in plan.warnings:
+            log(f"warning: {warning}")
+        state.begin(config, plan.inputs, limit)
+        with Steps(state, workers) as steps:
+            names = measure_all(config, out, plan.units, steps)
+            decide_all(config, out, names, steps)
+        shutil.rmtree(out / "work" / "spool", ignore_errors=True)
+        return state.summary()
+
+
+def redecide(out: Path, overrides: list[str], workers: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`ziya-data decide`: other thresholds over the stored measurements. Returns (summary before, summary after)."""
+    with RunState.open(out, existing=True) as state:
+        before = state.summary()
+        config = state.decided_config(overrides)
+        check(config)
+        names = sorted(path.stem for path in (out / "measurements").glob("[0-9]*.parquet"))
+        with Steps(state, workers) as steps:
+            decide_all(config, out, names, steps)
+        return before, state.summary()
+
+
+def check(config: DataConfig) -> None:
+    """Refuse what cannot work before any work is done."""
+    scored = [source for source in config.sources if "scoring" in source.steps]
+    if config.scoring.enabled and scored:
+        wanted = {source.language for source in scored if source.language} | (set(config.language.keep) if any(not source.language for source in scored) else set())
+        missing = sorted(wanted - set(config.scoring.models))
+        if missing:
+            raise UserError(
+                f"no language model for {', '.join(missing)}: train one with `ziya-data train-lm --lang {missing[0]} ...` and set scoring.models.{missing[0]}, "
+                f"take {missing[0]} out of language.keep, or set scoring.enabled=false"
+            )
+    finish.check_floors(config)
+
+
+def measure_all(config: DataConfig, out: Path, todo: Sequence[units.Unit], steps: Steps) -> list[str]:
+    """Everything that needs the input: per unit, then ids and frequent lines over all units. Returns the unit names."""
+    jobs = [measure.MeasureJob(unit, config, out) for unit in todo]
+    names = [job.name for job in jobs]
+    results = steps.measure(jobs)
+    rows = sum(result["counts"]["rows"] for result in results.values())
+    fixes = steps.once("identify", steps.state.measured, lambda: identify.repeated(out, names, rows // MEMORY_ROWS + 1))
+    for name in sorted(fixes):
+        if identify.stale(out, name, fixes[name]):
+            identify.rewrite(out, name, fixes[name])
+    for job in jobs:  # rewritten files have other sizes: their markers follow
+        if job.name in fixes:
+            steps.markers.finish("measure", job.name, steps.unit_identity(job), job.outputs(), results[job.name])
+    frequent = out / "work" / "frequent_lines.npy"
+    parts = [out / "work" / "lines" / f"{name}.npy" for name in names]
+    steps.once("lines", steps.state.measured, lambda: int(dedup_lines.merge(parts, config.dedup.lines.floor, out / "work", frequent, MEMORY_ROWS)), [frequent])
+    return names
+
+
+def decide_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps) -> None:
+    """Everything after the measurements, ending with summary.json."""
+    deciding = setting_values(config, settings.DECIDING)
+
+    def values(*prefixes: str) -> dict[str, Any]:
+        return {name: value for name, value in deciding.items() if name.startswith(prefixes)}
+
+    active = thresholds(config.rules)
+    spans = {rule.id: active[rule.id] for rule in RULES if rule.effect != "drop" and rule.id in active}
+    documents = {rule.id: active[rule.id] for rule in RULES if rule.effect == "drop" and rule.id in active}
+
+    finished = identity("finish", steps.state.measured, spans, values("dedup.lines."))
+    steps.each("finish", finished, finish.finish_unit, names, lambda name: (config, out, name), lambda name: [out / "keys" / f"{name}.parquet"])
+
+    ranked = identity("rank", steps.state.measured, values("scoring.", "language.", "url."))
+    cuts = steps.once("rank", ranked, lambda: rank(config, out, names))
+
+    judged = identity("verdicts", finished, ranked, documents)
+    cut_points = {group: tiers.Cut.from_json(cut) for group, cut in cuts.items()}
+    verdict_path = lambda name: out / "work" / "verdicts" / f"{name}.parquet"  # noqa: E731
+    stages = steps.each("verdicts", judged, verdicts.verdicts_unit, names, lambda name: (config, out, name, cut_points), lambda name: [verdict_path(name)])
+
+    competed = identity("deduplicate", judged, values("dedup."))
+    duplicate_files = [out / "work" / "duplicates" / f"{name}.npz" for name in names]
+    duplicates = steps.once("deduplicate", competed, lambda: compete.deduplicate(config, out, names, MEMORY_ROWS), [*duplicate_files, *compete.pair_files(config, out)])
+
+    decided = identity("decide", competed)
+    kept = [out / "kept" / f"{name}.parquet" for name in names]
+    decisions = steps.each(
+        "decide", decided, decide.decide_unit, names, lambda name: (config, out, name),
+        lambda name: [out / "decisions" / f"{name}.parquet", out / "kept" / f"{name}.parquet"],
+    )
+
+    evaluated = identity("evaluate", decided, values("evaluation.", "seed"))
+    verdict = steps.once("evaluate", evaluated, lambda: evaluation(config, out, kept), lambda: sorted((out / "evaluation").glob("*")))
+    if config.packing.require_pass and verdict and not verdict["passed"]:
+        raise UserError(f"the evaluation did not pass (unqualified rate {verdict['unqualified_rate']:.4f}): tighten the rules with `ziya-data decide`, or set packing.require_pass=false")
+
+    packs = pack.pack_all(config, out, names, steps, identity("pack", decided, values("tokenizer.", "packing.", "seed", "sources.")))
+    remembered = identity("seen", decided, values("dedup.seen"))
+    steps.once("remember", remembered, lambda: remember_urls(config, out, kept), [out / "urls.bloom"])
+
+    measured = [steps.markers.result_of("measure", name) for name in names]
+    parts = {"measured": measured, "verdicts": [stages[name] for name in names], "duplicates": duplicates, "decisions": [decisions[name] for name in names]}
+    summary = reporting.summarise(config, out, parts, cuts, verdict, packs)
+    reporting.write_timings(out, steps.markers)
+    reporting.write_report(config, out, summary)
+    write_json(out / "summary.json", summary)  # last: it says that the run is whole
+
+
+def rank(config: DataConfig, out: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Exact rank cuts per ranking group over all documents past DP."""
+    columns = ["id", "perplexity", *verdicts.DP_COLUMNS]
+
+    def chunks() -> Iterator[tuple[Any, Any, Any]]:
+        for name in names:
+            table = verdicts.Table.read(out, name, columns, [])
+            past = verdicts.preprocess_reasons(config, table, verdicts.Reasons())
+            ranked, groups = verdicts.ranked_rows(config, table, past)
+            rows = np.flatnonzero(ranked)
+            yield groups[rows], table.columns["perplexity"][rows], table.columns["id"][rows]
+
+    cuts = tiers.rank(chunks, config.scoring.high, config.scoring.medium, MEMORY_ROWS)
+    return {group: cut.to_json() for group, cut in sorted(cuts.items())}
+
+
+def evaluation(config: DataConfig, out: Path, kept: Sequence[Path]) -> dict[str, Any] | None:
+    """The sampled check of what was kept."""
+    if not config.evaluation.enabled:
+        return None
+    scorer = Scorer(config.scoring.models) if config.scoring.enabled and config.scoring.models else None
+    return evaluate.evaluate(kept, config, out / "evaluation", scorer)
+
+
+def remember_urls(config: DataConfig, out: Path, kept: Sequence[Path]) -> dict[str, Any]:
+    """Write the Bloom filter of kept URLs for later runs: last of the outputs, so that a re-run never meets itself."""
+    return seen.write_kept(out / "urls.bloom", kept, config.dedup.seen_error_rate)
+
+
+def explain_source(out: Path) -> dict[str, Any]:
+    """The stored run.json (used by `explain` and `report`)."""
+    return dict(read_json(out / "work" / "run.json"))

@@ -1,0 +1,52 @@
+"""The summary as text on a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_factory.report.summary import top
+
+
+def summary(value: dict[str, Any], out: Path) -> str:
+    """Funnel, tiers, reasons, verdict and packs of one run."""
+    documents = value["documents"]
+    lines = [f"documents: {documents['in']} in = {documents['kept']} kept + {documents['dropped']} dropped + {documents['quarantined']} quarantined"]
+    for step in value["steps"]:
+        share = step["out"] / documents["in"] * 100 if documents["in"] else 0.0
+        lines.append(f"  {step['name']:<12} {step['in']:>9} -> {step['out']:<9} {share:6.2f} % of all")
+    for language, tiers in value["tiers"].items():
+        ranked = sum(tiers.values())
+        shares = ", ".join(f"{name} {count} ({count / ranked * 100:.1f} %)" for name, count in tiers.items())
+        lines.append(f"tiers {language}: {shares}")
+    for language, tiers in value["kept"].items():
+        size = sum(item["bytes"] for item in tiers.values())
+        lines.append(f"kept {language}: {sum(item['documents'] for item in tiers.values())} documents, {size / 1e6:.2f} MB of text")
+    if value["reasons"]:
+        lines.append("most frequent reasons: " + ", ".join(f"{name} {count}" for name, count in top(value["reasons"], 8)))
+    verdict = value["evaluation"]
+    if verdict.get("passed") is not None:
+        lines.append(
+            f"evaluation: {'PASSED' if verdict['passed'] else 'NOT PASSED'}: {verdict['unqualified']} of {verdict['evaluated']} unqualified "
+            f"(rate {verdict['unqualified_rate']:.4%}, {verdict['confidence']:.0%} bounds {verdict['low']:.4%} to {verdict['high']:.4%}; "
+            f"{'sufficient' if verdict['sufficient'] else 'not sufficient to claim the pass mark'})"
+        )
+    for name, pack in value["packs"].items():
+        lines.append(f"pack {name}: {pack['samples']} samples, {pack['tokens']} tokens, {pack['padding_share']:.3%} padding")
+    lines.append(f"report: {out / 'report.html'}   numbers: {out / 'summary.json'}")
+    return "\n".join(lines)
+
+
+def changes(before: dict[str, Any], after: dict[str, Any], out: Path) -> str:
+    """What a `decide` changed."""
+    if not before:
+        return summary(after, out)
+    lines = []
+    for name in ("kept", "dropped", "quarantined"):
+        old, new = before["documents"][name], after["documents"][name]
+        lines.append(f"{name}: {old} -> {new}{f' ({new - old:+d})' if new != old else ' (unchanged)'}")
+    for rule in sorted(before["reasons"].keys() | after["reasons"].keys()):
+        old, new = before["reasons"].get(rule, 0), after["reasons"].get(rule, 0)
+        if old != new:
+            lines.append(f"  {rule}: {old} -> {new} ({new - old:+d})")
+    return "\n".join(lines) + "\n\n" + summary(after, out)

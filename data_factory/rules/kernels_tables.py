@@ -1,0 +1,76 @@
+"""What the document kernels count, and the lookup tables that they read."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+
+COUNTERS = (
+    "chars", "words", "word_chars", "tokens", "letter_words", "capital_words", "stop_words", "stop_word_kinds", "ellipses", "newlines",
+    "lines", "line_chars", "longest_line", "bullet_lines", "ellipsis_lines", "teaser_lines", "end_mark_lines", "short_lines", "boilerplate_lines",
+    "sentences", "c4_sentences", "c4_curly_lines", "url_chars", "bracketed_chars", "mojibake_chars", "filler_chars", "head_chars", "head_kinds",
+    "space", "han", "letters", "digits", "punctuation", "symbols", "parentheses", "curly", "hashes", "replacements",
+    "compared_chars", "compared_newlines", "compared_lines", "repeated_lines", "repeated_line_chars",
+    "compared_paragraphs", "repeated_paragraphs", "repeated_paragraph_chars",
+    "top_2gram_chars", "top_3gram_chars", "top_4gram_chars",
+    "repeated_5gram_chars", "repeated_6gram_chars", "repeated_7gram_chars", "repeated_8gram_chars", "repeated_9gram_chars", "repeated_10gram_chars",
+    "repeated_13grams", "compared_13grams",
+)  # fmt: skip
+AT: Any = namedtuple("AT", COUNTERS)(*range(len(COUNTERS)))  # column of each counter, also inside kernels
+
+HEAD = 2000  # characters (whitespace apart) over which distinct characters are counted
+COMPARED = 1 << 18  # repetition is measured on the head of a document: at most this many units and lines
+SHORT_LINE = (30, 12)  # characters of a short line: other languages (FineWeb), zh
+LONGEST_C4_WORD = 1000
+
+GOPHER_STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
+# English function words for the share of stop words (our list; BigScience's is longer and has contractions).
+FUNCTION_WORDS = (
+    *GOPHER_STOP_WORDS, "a", "an", "in", "is", "was", "are", "were", "been", "being", "it", "its", "he", "she", "they", "them", "his", "her", "their", "this", "these",
+    "those", "for", "on", "as", "by", "at", "from", "or", "but", "not", "no", "if", "so", "than", "then", "when", "which", "who", "what", "where", "how", "has",
+    "had", "do", "does", "did", "will", "would", "can", "could", "should", "may", "must", "i", "you", "we", "your", "our", "my", "into", "about", "also", "any",
+    "all", "there", "only", "such", "other", "more", "one", "after", "over",
+)  # fmt: skip
+# The most frequent Chinese function characters, in Simplified form because T1 of zh documents is Simplified (spec: FineWeb-2's list, folded).
+ZH_STOP_CHARACTERS = "的是在和了有为也与而不这就我你他它以及中可上到要会对能一个人之其或但从被把所等于将因如果"
+ZH_GOPHER_STOP_CHARACTERS = "的是在和了有为也与而"
+BULLETS = "•-*‣⁃◦▪▫●○■□◆◇►▶※·➢➤–"
+JOINERS = "'’-‐‑"
+
+HASH = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Tables(NamedTuple):
+    """Lookup tables of the kernel, built once a process.
+
+    `zh_stop`: uint8 [0x10000], 0 = no stop character, 1 = one, 2 + k = the k-th of the Gopher-like list; `stop_keys` uint64 [512] and
+    `stop_values` uint8 [512]: open addressing from packed lower-case ASCII words, values as in `zh_stop`; `bullets`: int32, sorted.
+    """
+
+    zh_stop: npt.NDArray[np.uint8]
+    stop_keys: npt.NDArray[np.uint64]
+    stop_values: npt.NDArray[np.uint8]
+    bullets: npt.NDArray[np.int32]
+
+
+@cache
+def tables() -> Tables:
+    """The lookup tables."""
+    zh_stop = np.zeros(0x10000, np.uint8)
+    for character in ZH_STOP_CHARACTERS:
+        zh_stop[ord(character)] = 1
+    for number, character in enumerate(ZH_GOPHER_STOP_CHARACTERS):
+        zh_stop[ord(character)] = 2 + number
+    keys, values = np.zeros(512, np.uint64), np.zeros(512, np.uint8)
+    for number, word in enumerate(FUNCTION_WORDS):
+        packed = int.from_bytes(word.encode(), "big")
+        slot = (packed * int(HASH) & (1 << 64) - 1) >> 55
+        while keys[slot]:
+            slot = (slot + 1) % 512
+        keys[slot], values[slot] = packed, 2 + number if number < len(GOPHER_STOP_WORDS) else 1
+    return Tables(zh_stop, keys, values, np.array(sorted(map(ord, BULLETS)), np.int32))

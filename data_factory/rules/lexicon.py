@@ -1,0 +1,194 @@
+"""Word lists and their search: one Aho-Corasick automaton over all groups, run over the UTF-8 buffer of a whole batch.
+
+A list is a text file in UTF-8: one entry a line, `#` starts a comment line, an optional tab and weight follow the entry:
+3 (the default) = enough alone, 2 and 1 = counts together with others. Case is ignored. An end of an entry that is a letter or
+digit of a script with spaces needs a border there (`porn` is not in `spornosaurus`); Han ends need none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import ahocorasick_rs
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from data_factory import characters
+from data_factory.batches import F32, I32, I64, U8, TextBatch
+from ziya.errors import UserError
+
+GROUPS = (
+    "toxic", "advert", "policy", "copyright", "share", "action", "pager", "placeholder", "navigation",
+    "javascript", "counter", "byline", "remnant", "url",
+)  # fmt: skip
+GROUP = {name: number for number, name in enumerate(GROUPS)}
+MAX_ENTRY_BYTES = 200
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Occurrences of entries in a batch, sorted by (start, longest first, entry).
+
+    `entry`: int32 [m], row of `Lexicon.weights`; `start`, `end`: int64 [m], bytes from the start of the batch's buffer.
+    """
+
+    entry: I32
+    start: I64
+    end: I64
+
+    def __len__(self) -> int:
+        return len(self.entry)
+
+    def take(self, index: npt.NDArray[np.bool_]) -> Matches:
+        """The matches that `index` marks."""
+        return Matches(self.entry[index], self.start[index], self.end[index])
+
+
+class Lexicon:
+    """All entries of all groups. `entries`: their lower-cased bytes; `weights`: float32 [entries, groups], 0 = not in the group."""
+
+    def __init__(self, lists: Sequence[tuple[str, str, float]]) -> None:
+        """`lists`: (group, entry, weight); an entry listed twice in a group keeps the larger weight."""
+        weights: dict[bytes, dict[int, float]] = {}
+        for group, entry, weight in lists:
+            row = weights.setdefault(fold(entry), {})
+            row[GROUP[group]] = max(weight, row.get(GROUP[group], 0.0))
+        self.entries = sorted(weights)
+        self.weights: F32 = np.zeros((len(self.entries), len(GROUPS)), np.float32)
+        for number, entry in enumerate(self.entries):
+            for group_number, weight in weights[entry].items():
+                self.weights[number, group_number] = weight
+        borders = [[_needs_border(entry.decode()[0]), _needs_border(entry.decode()[-1])] for entry in self.entries]
+        self._borders = np.array(borders, np.bool_).reshape(-1, 2)
+        self._automaton = ahocorasick_rs.BytesAhoCorasick(
+            self.entries, ahocorasick_rs.MatchKind.Standard, ahocorasick_rs.Implementation.DFA
+        )
+
+    @classmethod
+    def load(cls, toxic: Sequence[str] = (), advert: Sequence[str] = ()) -> Lexicon:
+        """The shipped lists and the user's files; a bad file raises `UserError`."""
+        lists: list[tuple[str, str, float]] = []
+        folder = resources.files("data_factory.rules") / "lexicons"
+        for item in sorted(folder.iterdir(), key=lambda path: path.name):
+            if item.name.endswith(".txt"):
+                group = item.name.rsplit("_", 1)[0]
+                lists += [(group, *entry) for entry in parse(item.read_text(encoding="utf-8"), item.name)]
+        for group, paths in (("toxic", toxic), ("advert", advert)):
+            for path in paths:
+                lists += [(group, *entry) for entry in read(Path(path))]
+        return cls(lists)
+
+    def search(self, batch: TextBatch) -> Matches:
+        """Every occurrence of every entry, overlapping ones too, none across two documents and none inside a longer word."""
+        folded = fold_bytes(batch.data)
+        found = self._automaton.find_matches_as_indexes(memoryview(folded), overlapping=True)
+        table = np.array(found, np.int64).reshape(-1, 3)
+        entry, start, end = table[:, 0].astype(np.int32), table[:, 1].copy(), table[:, 2].copy()
+        flags, borders = characters.table(), self._borders
+        keep = _whole_words(batch.data, batch.offsets, flags, entry, start, end, borders)
+        entry, start, end = entry[keep], start[keep], end[keep]
+        order = np.lexsort((entry, -end, start))
+        return Matches(entry[order], start[order], end[order])
+
+
+def read(path: Path) -> list[tuple[str, float]]:
+    """Entries of a user's list; a file that cannot be used raises `UserError` with its line."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"lexicon {path} is not UTF-8 (byte {error.start}): save it as UTF-8, one entry a line") from error
+    except OSError as error:
+        raise UserError(f"lexicon {path} cannot be read ({error.strerror}): give the path of a text file") from error
+    entries = parse(text, str(path))
+    if not entries:
+        raise UserError(f"lexicon {path} holds no entry: put one entry on a line, or take the file out of the config")
+    return entries
+
+
+def parse(text: str, name: str) -> list[tuple[str, float]]:
+    """(entry, weight) of every line that is neither empty nor a comment; `name` is the file's, for errors."""
+    entries = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        entry, tab, weight = line.partition("\t")
+        entry, weight = entry.strip(), weight.strip()
+        if tab and weight not in ("1", "2", "3"):
+            raise UserError(f"lexicon {name}, line {number}: weight {weight!r} found; after the tab it needs 1, 2 or 3")
+        if len(entry.encode()) < 2 or len(entry.encode()) > MAX_ENTRY_BYTES or len(entry) < 2:
+            found = f"an entry of {len(entry)} characters found"
+            raise UserError(f"lexicon {name}, line {number}: {found}; it needs 2 characters to {MAX_ENTRY_BYTES} bytes")
+        entries.append((entry, float(weight) if tab else 3.0))
+    return entries
+
+
+def fold(entry: str) -> bytes:
+    """An entry as it is searched: UTF-8, lower-cased as `fold_bytes` does."""
+    return fold_bytes(np.frombuffer(entry.encode(), np.uint8)).tobytes()
+
+
+@numba.njit(cache=True)
+def fold_bytes(data):  # type: ignore[no-untyped-def]
+    """uint8 [n]: a copy with A-Z, Latin-1 and full-width capitals lower-cased; every position stays where it was."""
+    out = np.empty(len(data), np.uint8)
+    for i in range(len(data)):
+        byte = data[i]
+        if 65 <= byte <= 90:
+            byte += 32
+        elif byte >= 0x80 and i >= 1:
+            if data[i - 1] == 0xC3 and 0x80 <= byte <= 0x9E and byte != 0x97:
+                byte += 32
+            elif i >= 2 and data[i - 2] == 0xEF and data[i - 1] == 0xBC and 0xA1 <= byte <= 0xBA:  # Ａ EF BC A1 -> ａ EF BD 81
+                out[i - 1] = 0xBD
+                byte -= 32
+        out[i] = byte
+    return out
+
+
+def _needs_border(character: str) -> bool:
+    return character.isalnum() and not characters.flags_of(characters.table(), ord(character)) & characters.HAN
+
+
+@numba.njit(cache=True)
+def word_before(data, flags, first, i):  # type: ignore[no-untyped-def]
+    """Whether a letter (not Han) or digit ends right before position i of the text that starts at `first`."""
+    if i <= first:
+        return False
+    j = i - 1
+    while data[j] & 0xC0 == 0x80:
+        j -= 1
+    point, _ = characters.decode(data, j)
+    flag = characters.flags_of(flags, point)
+    return (flag & 6) != 0 and (flag & 1) == 0  # LETTER | DIGIT, HAN
+
+
+@numba.njit(cache=True)
+def word_after(data, flags, last, i):  # type: ignore[no-untyped-def]
+    """Whether a letter (not Han) or digit starts at position i of the text that ends at `last`."""
+    if i >= last:
+        return False
+    point, _ = characters.decode(data, i)
+    flag = characters.flags_of(flags, point)
+    return (flag & 6) != 0 and (flag & 1) == 0
+
+
+@numba.njit(cache=True)
+def _whole_words(data, offsets, flags, entry, start, end, borders):  # type: ignore[no-untyped-def]
+    """bool [m]: matches inside one document that have the borders which their entries need."""
+    keep = np.zeros(len(entry), np.bool_)
+    doc = 0
+    for k in range(len(entry)):  # sorted by end
+        while offsets[doc + 1] < end[k]:
+            doc += 1
+        if start[k] < offsets[doc]:
+            continue
+        if borders[entry[k], 0] and word_before(data, flags, offsets[doc], start[k]):
+            continue
+        if borders[entry[k], 1] and word_after(data, flags, offsets[doc + 1], end[k]):
+            continue
+        keep[k] = True
+    return keep

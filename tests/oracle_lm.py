@@ -1,0 +1,88 @@
+"""Plain references of `lm_text`, `perplexity` and `tiers`: one character, one line, one sorted list at a time."""
+
+import math
+import unicodedata
+from fractions import Fraction
+from pathlib import Path
+
+import kenlm
+import sentencepiece
+
+from data_factory.lm_text import _PUNCTUATION
+
+BREAKS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+END_MARKS = ".!?…。！？；．｡‼⁇⁈⁉︒︕︖"
+
+
+def character(c: str) -> str:
+    """What becomes of one character; " " for a space, "" for nothing."""
+    category = unicodedata.category(c)
+    if ord(c) >= 0x20000:
+        return c
+    if c == "\t" or category == "Zs":
+        return " "
+    if category in ("Cc", "Cf", "Co", "Cs", "Cn") or 0x300 <= ord(c) <= 0x36F or 0xFE00 <= ord(c) <= 0xFE0F:
+        return ""
+    if category == "Nd":
+        return "0"
+    if c in _PUNCTUATION:
+        return _PUNCTUATION[c]
+    lower = c.lower() if len(c.lower()) == 1 else c
+    if 0xFF21 <= ord(lower) <= 0xFF5A and category[0] == "L":
+        return chr(ord(lower) - 0xFEE0)
+    if category[0] == "L" and ord(c) < 0x2000:
+        parts = unicodedata.normalize("NFD", c.lower())
+        if all(0x300 <= ord(mark) <= 0x36F for mark in parts[1:]):
+            return parts[0]
+    return lower
+
+
+def lines(text: str) -> list[str]:
+    """The lines of one document."""
+    for c in BREAKS[1:]:
+        text = text.replace(c, "\n")
+    result = []
+    for whole in text.split("\n"):
+        while whole:
+            size = cut = 0
+            for number, c in enumerate(whole):
+                length = len(c.encode())
+                soft = size >= 3000 and (character(c) == " " or whole[number - 1] in END_MARKS)
+                if soft or (size >= 3000 and size + length > 4000):
+                    break
+                size += length
+                cut = number + 1
+            line = " ".join("".join(map(character, whole[:cut])).split(" "))
+            line = " ".join(part for part in line.split(" ") if part)
+            if line:
+                result.append(line)
+            whole = whole[cut:]
+    return result
+
+
+class Reference:
+    """cc_net's perplexity with the two libraries, word by word."""
+
+    def __init__(self, model: Path) -> None:
+        self.kenlm = kenlm.Model(str(model))
+        self.pieces = sentencepiece.SentencePieceProcessor(model_file=f"{model}.spm")
+
+    def score(self, text: str) -> float:
+        """Perplexity of a document, NaN when empty."""
+        total, length = 0.0, 0
+        for line in lines(text):
+            pieces = self.pieces.encode(line, out_type=str)
+            total += math.fsum(probability for probability, _, _ in self.kenlm.full_scores(" ".join(pieces)))
+            length += len(pieces) + 1
+        return 10 ** (-total / length) if length else math.nan
+
+
+def tiers(rows: list[tuple[str, float, str]], high: float, medium: float) -> list[int]:
+    """Tier codes by sorting each group in memory."""
+    codes = [3] * len(rows)
+    for group in {row[0] for row in rows}:
+        order = sorted((row[1], row[2], i) for i, row in enumerate(rows) if row[0] == group and not math.isnan(row[1]))
+        limits = [math.floor(Fraction(str(percent)) * len(order) / 100) for percent in (high, medium)]
+        for place, (_, _, i) in enumerate(order):
+            codes[i] = 0 if place < limits[0] else 1 if place < limits[1] else 2
+    return codes
