@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from data_factory import dedup
 from data_factory.config import DataConfig
-from data_factory.dedup.seen import SeenUrls
-from data_factory.documents import read_table
+from data_factory.dedup import resolve, seen
+from data_factory.dedup.rows import STAGES, SURVIVOR
+from data_factory.dedup.url_keys import url_keys
+from data_factory.documents import read_batches, read_table, table_writer
 from data_factory.identify import format_ids, parse_ids
 from ziya.files import atomic_path
 
@@ -58,11 +62,12 @@ def survivors(config: DataConfig, out: Path, names: Sequence[str]) -> Iterator[A
         rows = np.flatnonzero((stage == "") & source)
         keys = read_table(out / "keys" / f"{name}.parquet", ["final_chars", "exact_hi", "exact_lo", "url_hi", "url_lo", "simhash", "shingles"])
         places = np.asarray(verdicts["document_row"])[rows]
-        table = np.zeros(len(rows), dedup.SURVIVOR)
+        table = np.zeros(len(rows), SURVIVOR)
         table["unit"], table["row"] = unit, rows
         tiers = np.array([_TIER_ORDER[tier] for tier in verdicts["tier"].to_pylist()], np.uint8)
         table["tier"] = tiers[rows]
-        table["date"] = np.asarray(measured["date"])[rows]
+        date = np.asarray(measured["date"])[rows]
+        table["date"] = np.where(date == 0, np.iinfo(np.int64).min, date)  # unknown dates lose to known ones
         if len(rows):
             ids = verdicts["id"].to_pylist()
             table["id_hi"], table["id_lo"] = parse_ids([ids[row] for row in rows])
@@ -72,35 +77,58 @@ def survivors(config: DataConfig, out: Path, names: Sequence[str]) -> Iterator[A
         yield table
 
 
+PAIRS = pa.schema([("id_a", pa.string()), ("id_b", pa.string()), ("value", pa.float32())])
+# Stage -> the reason's id. The winner of `seen` is an earlier run.
+_REASONS = {"seen": "dedup.seen_urls", "url": "dedup.url", "exact": "dedup.exact", "fuzzy": "dedup.fuzzy"}
+
+
 def deduplicate(config: DataConfig, out: Path, names: Sequence[str], memory_rows: int) -> dict[str, Any]:
-    """Run URL, exact and fuzzy deduplication; writes work/duplicates/<unit>.npz. Returns counts."""
-    seen = SeenUrls.load(config.dedup.seen_urls) if config.dedup.seen_urls else None
+    """Run URL, exact and fuzzy deduplication; writes work/duplicates/<unit>.npz and duplicates/pairs.parquet. Returns counts."""
+    earlier = seen.SeenUrls.load(config.dedup.seen_urls) if config.dedup.seen_urls else None
 
     def signatures(unit: int) -> Any:
-        name = names[unit]
-        column = read_table(out / "keys" / f"{name}.parquet", ["minhash"])["minhash"].combine_chunks()
-        rows = np.asarray(read_table(out / "measurements" / f"{name}.parquet", ["document_row"])["document_row"])
-        table = np.asarray(column.flatten()).reshape(len(column), -1)
-        spread = np.zeros((len(rows), table.shape[1] if len(column) else 1), np.uint32)
-        spread[rows >= 0] = table[rows[rows >= 0]]
+        column = read_table(out / "keys" / f"{names[unit]}.parquet", ["minhash"])["minhash"].combine_chunks()
+        rows = np.asarray(read_table(out / "measurements" / f"{names[unit]}.parquet", ["document_row"])["document_row"])
+        spread = np.zeros((len(rows), config.dedup.fuzzy.permutations), np.uint32)
+        spread[rows >= 0] = np.asarray(column.flatten()).reshape(len(column), -1)
         return spread
 
     fuzzy = config.dedup.fuzzy
-    outcome = dedup.deduplicate(
-        lambda: survivors(config, out, names), config.dedup, out / "work" / "dedup", seen, signatures if fuzzy.method == "minhash" else None, memory_rows
+    work = out / "work" / "dedup"
+    outcome = resolve.deduplicate(
+        lambda: survivors(config, out, names), config.dedup, work, earlier, signatures if fuzzy.method == "minhash" else None, memory_rows
     )
-    limit = {"fuzzy": float(fuzzy.distance) if fuzzy.method == "simhash" else fuzzy.similarity}
+    limits = {"fuzzy": float(fuzzy.distance) if fuzzy.method == "simhash" else fuzzy.similarity}
     for unit, name in enumerate(names):
         losers, copies = outcome.for_unit(unit)
-        stages = [outcome.stage_name(code) for code in losers["stage"].tolist()]
+        stages = [STAGES[code] for code in losers["stage"].tolist()]
         winners = format_ids(losers["winner_hi"], losers["winner_lo"]) if len(losers) else []
         DuplicateRows(
             losers["row"].astype(np.int64),
-            [{"seen": "dedup.seen_urls", "fuzzy": "dedup.fuzzy"}.get(stage, f"dedup.{stage}") for stage in stages],
-            losers["value"].astype(np.float64),
-            np.array([limit.get(stage, np.nan) for stage in stages], np.float64),
-            ["earlier run" if stage == "seen" else winner for stage, winner in zip(stages, winners, strict=True)],
+            [_REASONS[stage] for stage in stages],
+            np.where([stage == "fuzzy" for stage in stages], losers["value"], np.nan).astype(np.float64) if len(losers) else np.zeros(0),
+            np.array([limits.get(stage, np.nan) for stage in stages], np.float64),
+            [f"earlier run {losers['winner_lo'][at]}" if stage == "seen" else winners[at] for at, stage in enumerate(stages)],
             copies["row"].astype(np.int64),
             copies["copies"].astype(np.int32),
         ).save(out / "work" / "duplicates" / f"{name}.npz")
-    return outcome.summary()
+    with table_writer(out / "duplicates" / "pairs.parquet", PAIRS) as writer:
+        for rows in outcome.near_pairs():
+            columns = [pa.array(format_ids(rows[f"{side}_hi"], rows[f"{side}_lo"]) if len(rows) else [], pa.string()) for side in "ab"]
+            writer.write(pa.table([*columns, pa.array(rows["value"].astype(np.float32))], names=PAIRS.names))
+    shutil.rmtree(work)
+    return {
+        "survivors": outcome.survivors,
+        "kept": outcome.kept,
+        "losers": {_REASONS[stage]: count for stage, count in sorted(outcome.losers.items())},
+        "near_pairs": outcome.pairs,
+        "expected_false_drops": outcome.expected_false_drops,
+    }
+
+
+def remember_urls(path: Path, kept: Sequence[Path], error_rate: float) -> dict[str, Any]:
+    """Write the Bloom filter over the URLs of kept documents."""
+    count = sum(pq.ParquetFile(file).metadata.num_rows for file in kept)
+    keys = (url_keys(table["url"].to_pylist()) for file in kept for table in read_batches(file, ["url"]))
+    seen.write(path, keys, count, error_rate)
+    return {"urls": count}

@@ -141,6 +141,19 @@ class Evaluation(Settings):
     min_documents: int = deciding(3000, "smallest sample (all documents when there are fewer)", ge=1)
     pass_mark: float = deciding(0.001, "largest unqualified rate that passes", ge=0, le=1)
     confidence: float = deciding(0.95, "two-sided confidence of the Clopper-Pearson bounds", gt=0, lt=1)
+    toxic_lexicons: list[str] = deciding([], "more toxic phrases (one a line, # comments): one hit fails a document", is_file=True)
+    advert_lexicons: list[str] = deciding([], "more advert phrases: one hit fails a document", is_file=True)
+    max_perplexity: dict[str, float] = deciding({}, "level 2: absolute cap of perplexity per language")
+    max_perplexity_ratio: float = deciding(10.0, "level 2: largest perplexity as a multiple of the sample's median in that language", gt=1)
+    min_information: dict[str, float] = deciding(
+        {"en": 0.4, "zh": 0.6}, "level 2: smallest informativeness: bits per character under the language model times the share of distinct content"
+    )
+    max_unreadable: dict[str, float] = deciding({"en": 0.4, "zh": 0.4}, "level 2: largest share of characters in garbled or unbroken text")
+    min_chars: int = deciding(20, "level 3: shortest document, characters", ge=0)
+    max_chars: int = deciding(5_000_000, "level 3: longest document, characters", ge=1)
+    max_language_mismatch: float = deciding(0.05, "level 3, warning: largest share of documents that identification calls another language", ge=0, le=1)
+    min_language_share: float = deciding(0.01, "level 3, warning: smallest share of a kept language", ge=0, le=1)
+    max_topic_share: float = deciding(0.8, "level 3, warning: largest share of one topic", gt=0, le=1)
 
 
 class Tokenizer(Settings):

@@ -20,9 +20,10 @@ from data_factory.batches import Spans, TextBatch
 from data_factory.config import DataConfig
 from data_factory.dedup import keys as dedup_keys
 from data_factory.dedup import lines as dedup_lines
+from data_factory.dedup.url_keys import url_keys
 from data_factory.documents import read_batches, table_writer
 from data_factory.language import language_codes
-from data_factory.rules import RULE, RULES, cut, thresholds
+from data_factory.rules import RULE, RULES, cut, privacy, thresholds
 from data_factory.rules.spans import FLOORS
 from ziya.errors import UserError
 
@@ -83,7 +84,7 @@ class Limits:
 
 @lru_cache(maxsize=2)
 def _frequent(path: str, size: int) -> Any:
-    return dedup_lines.load_frequent(Path(path)) if size else None
+    return dedup_lines.FrequentLines.load(Path(path)) if size else None
 
 
 @lru_cache(maxsize=4)
@@ -106,13 +107,41 @@ def build(table: pa.Table, config: DataConfig, out: Path) -> tuple[TextBatch, Sp
     allowed = np.where(spans.rule == LINE_RULE, ruled[spans.doc, 1], ruled[spans.doc, 0])
     applied = spans.take(limits.applied(spans, codes) & allowed)
     masked = limits.masks[applied.rule]
-    t2, t2_protected, prompt_bytes = cut.build(t1, protected, applied.take(~masked), applied.take(masked), np.asarray(table["prompt_bytes"]))
+    prompts = np.asarray(table["prompt_bytes"]).astype(np.int32)
+    t2, t2_protected, prompt_bytes = cut.build_positions(t1, protected, applied.take(~masked), applied.take(masked), privacy.mask_texts(), prompts)
     return t2, t2_protected, prompt_bytes, applied
 
 
 def _steps(config: DataConfig, source: str) -> tuple[bool, bool]:
     steps = next(item.steps for item in config.sources if item.name == source)
     return "rules" in steps, "dedup" in steps
+
+
+def masked_only(table: pa.Table) -> TextBatch:
+    """T1 of rows of documents/ with all private-data candidates masked, whatever the thresholds, and nothing cut."""
+    t1, protected, spans = measure.document_batch(table)
+    masks = np.zeros(len(RULES) + 2, bool)
+    masks[1 : len(RULES) + 1] = [rule.effect == "mask" for rule in RULES]
+    return cut.build(t1, protected, Spans.empty(), spans.take(masks[spans.rule]), privacy.mask_texts())[0]
+
+
+def mask_token(rule_id: str) -> str:
+    """What replaces the private data that a mask rule finds."""
+    return privacy.MASK_TEXT[rule_id].decode()
+
+
+def cut_texts(table: pa.Table, config: DataConfig, out: Path, rule: str) -> list[str]:
+    """The texts that one rule removes from one document, with private data masked."""
+    shown = []
+    _, _, _, applied = build(table, config, out)
+    raw = table["text"][0].as_py().encode()
+    _, _, spans = measure.document_batch(table)
+    masks = spans.take(np.array([RULES[number - 1].effect == "mask" for number in spans.rule], bool))
+    for number, start, end in zip(applied.rule, applied.start, applied.end, strict=True):
+        if span_rule_id(int(number)) == rule:
+            inside = any(start < mask_end and mask_start < end for mask_start, mask_end in zip(masks.start, masks.end, strict=True))
+            shown.append("(holds private data)" if inside else raw[start:end].decode())
+    return shown
 
 
 def finish_unit(config: DataConfig, out: Path, name: str) -> dict[str, Any]:
@@ -136,7 +165,7 @@ def key_rows(table: pa.Table, t2: TextBatch, protected: Spans, applied: Spans, c
     n = len(t2)
     before, after = character_counts(TextBatch.from_arrow(table["text"])), character_counts(t2)
     exact_hi, exact_lo = dedup_keys.exact_keys(t2, protected)
-    url_hi, url_lo = dedup_keys.url_keys(table["url"].to_pylist())
+    url_hi, url_lo = url_keys(table["url"].to_pylist())
     codes = language_codes(table["lang"].to_pylist())
     columns: dict[str, Any] = {
         "id": table["id"],

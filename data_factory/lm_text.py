@@ -60,6 +60,8 @@ def mapping() -> npt.NDArray[np.int32]:
             parts = unicodedata.normalize("NFD", character.lower())
             if all(0x300 <= ord(mark) <= 0x36F for mark in parts[1:]):
                 result[point] = ord(parts[0])
+    kept = result >= 0
+    result[kept] = result[result[kept]]  # Å (the unit) becomes å, which becomes a: normalised text stays as it is
     result.setflags(write=False)
     return result
 
@@ -161,8 +163,8 @@ def _most_lines(data, documents):  # type: ignore[no-untyped-def]
 def lm_lines(t1: TextBatch) -> Lines:
     """The lines that a language model trains on and scores, of a batch of T1 (rules.md Q09; see the module text).
 
-    The result depends on each document alone, never on its neighbours in the batch. Applying it to its own output changes nothing
-    but the grouping of lines into documents.
+    The result depends on each document alone, never on its neighbours in the batch. Lines that are short enough to stay whole do not
+    change when they are normalised again.
     """
     assert END_MARK == 2048
     data = np.ascontiguousarray(t1.data)

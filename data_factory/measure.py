@@ -6,6 +6,7 @@ here) -> Traditional to Simplified = T1 -> features, lexicon hits, candidate spa
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ import xxhash
 
 from data_factory import documents, extract, language, normalize
 from data_factory.batches import Spans, TextBatch
-from data_factory.config import DataConfig, Source
+from data_factory.config import DataConfig, Read, Source
 from data_factory.dedup import keys as dedup_keys
 from data_factory.dedup import lines as dedup_lines
 from data_factory.documents import table_writer
@@ -60,7 +61,9 @@ FIXED_COLUMNS = pa.schema([
     ("text_bytes", pa.int64()),
     ("perplexity", pa.float32()),
 ])
-FEATURE_COLUMNS = tuple(statistics.FEATURES) + tuple(Detectors.HITS)
+# Lexicon densities are measured by the span detectors; those that a rule compares are stored.
+HITS = tuple(dict.fromkeys(rule.feature for rule in RULES if rule.effect == "drop" and rule.text == "T1" and rule.feature not in statistics.FEATURES))
+FEATURE_COLUMNS = (*statistics.FEATURES, *HITS)
 MEASUREMENTS = pa.schema([*FIXED_COLUMNS, *((name, pa.float32()) for name in FEATURE_COLUMNS)])
 
 
@@ -134,6 +137,33 @@ def record_id(label: str, record: Record) -> str:
     return str(state.hexdigest())
 
 
+def record_text(record: Record, read: Read) -> str:
+    """T0 of a record, with U+0002 and U+0003 around protected spans."""
+    if isinstance(record.content, str):
+        return extract.mark_fences(record.content)
+    if record.is_html:
+        html, _ = extract.decode_html(record.content, record.charset)
+        return extract.extract(html, read)
+    text, _ = extract.decode_text(record.content, record.charset)
+    return extract.mark_fences(text)
+
+
+def strip_marks(batch: TextBatch) -> tuple[TextBatch, Spans]:
+    """Protected spans of marked texts, for sources that are not normalised: nothing but the marks changes."""
+    texts, rows = [], []
+    for number, text in enumerate(batch.strings()):
+        pieces, size = [], 0
+        for position, piece in enumerate(re.split("[\x02\x03]", text)):
+            length = len(piece.encode())
+            if position % 2 and length:  # marks alternate, so every second piece is protected
+                rows.append((number, size, size + length))
+            pieces.append(piece)
+            size += length
+        texts.append("".join(pieces))
+    table = np.array(rows, np.int32).reshape(-1, 3)
+    return TextBatch.from_strings(texts), Spans.plain(table[:, 0], table[:, 1], table[:, 2])
+
+
 def count_records(job: MeasureJob) -> int:
     """How many records (damage included) the unit yields when it is only read; used to find one that kills its worker."""
     return sum(1 for _ in read_unit(job.unit, job.source, job.config.read, Counter()))
@@ -175,7 +205,7 @@ class UnitMeasurer:
         self.clock = Clock()
         self.counts: Counter[str] = Counter()
         self.document_rows = 0
-        self.line_keys: list[Any] = []
+        self.lines: list[Any] = []
         self.characters: Counter[int] = Counter()
 
     def batches(self, first: int, last: int | None) -> Iterator[tuple[str, pa.Table]]:
@@ -232,7 +262,7 @@ class UnitMeasurer:
             text = ""
             if not record.drop:
                 try:
-                    text = extract.record_text(record, self.config.read)
+                    text = record_text(record, self.config.read)
                 except Exception as error:  # one bad record never costs another
                     damages.append((record.offset, record.length, f"extraction failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"))
                     continue
@@ -247,7 +277,7 @@ class UnitMeasurer:
         batch = TextBatch.from_strings(texts)
         settings = self.config.normalize
         if "normalize" not in self.source.steps:
-            return normalize.strip_marks(batch)
+            return strip_marks(batch)
         return normalize.clean(batch, settings)
 
     def _measure(self, records: list[Record], texts: list[str], prompts: list[str], fixed: dict[str, list[Any]]) -> Iterator[tuple[str, pa.Table]]:
@@ -285,8 +315,8 @@ class UnitMeasurer:
         bytes_seen = int(batch.offsets[-1])
         features: dict[str, Any] = dict(statistics.measure(batch, codes, protected))
         clock.lap("statistics", bytes_seen)
-        features.update(self.detectors.document_hits(batch, codes))
-        spans = self.detectors.candidates(batch, codes, protected)
+        spans, hits = self.detectors.measure(batch, codes, protected)
+        features.update(hits)
         clock.lap("spans", bytes_seen)
         if self.scorer is not None and "scoring" in self.source.steps:
             perplexity = self.scorer.score(batch, [langs[i] for i in alive])
@@ -295,7 +325,7 @@ class UnitMeasurer:
         clock.lap("perplexity", bytes_seen)
         found = dedup_lines.line_keys(batch, protected, config.dedup.lines.min_chars)
         high, low = dedup_keys.exact_keys(batch, protected)
-        self.line_keys.append((found[0], found[3], high, low))
+        self.lines.append(dedup_lines.UnitLines.rows(found, (high, low)))
         clock.lap("lines", bytes_seen)
         row_numbers = np.full(n, -1, np.int32)
         row_numbers[alive] = self.document_rows + np.arange(len(alive), dtype=np.int32)
@@ -341,7 +371,7 @@ class UnitMeasurer:
 
     def write_lines(self, path: Path) -> None:
         """Write the unit's line keys with their documents' content keys."""
-        dedup_lines.write_unit(path, self.line_keys)
+        dedup_lines.UnitLines.write_rows(path, self.lines)
 
     def write_characters(self, path: Path) -> None:
         """Write how often each code point stood in documents past DP, before Traditional -> Simplified."""

@@ -18,7 +18,6 @@ import numpy as np
 from data_factory import compete, decide, evaluate, finish, identify, measure, pack, tiers, units, verdicts
 from data_factory.config import DataConfig
 from data_factory.dedup import lines as dedup_lines
-from data_factory.dedup import seen
 from data_factory.perplexity import Scorer
 from data_factory.report import summary as reporting
 from data_factory.rules import RULES, thresholds
@@ -26,7 +25,7 @@ from data_factory.run_state import RunState, setting_values
 from data_factory.steps import Steps
 from ziya import config as settings
 from ziya.errors import UserError
-from ziya.files import read_json, write_json
+from ziya.files import write_json
 from ziya.manifest import identity
 from ziya.progress import log
 
@@ -111,13 +110,13 @@ def decide_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps
     cuts = steps.once("rank", ranked, lambda: rank(config, out, names))
 
     judged = identity("verdicts", finished, ranked, documents)
-    cut_points = {group: tiers.Cut.from_json(cut) for group, cut in cuts.items()}
+    cut_points = {group: tiers.Cut.from_dict(cut) for group, cut in cuts.items()}
     verdict_path = lambda name: out / "work" / "verdicts" / f"{name}.parquet"  # noqa: E731
     stages = steps.each("verdicts", judged, verdicts.verdicts_unit, names, lambda name: (config, out, name, cut_points), lambda name: [verdict_path(name)])
 
     competed = identity("deduplicate", judged, values("dedup."))
     duplicate_files = [out / "work" / "duplicates" / f"{name}.npz" for name in names]
-    duplicates = steps.once("deduplicate", competed, lambda: compete.deduplicate(config, out, names, MEMORY_ROWS), [*duplicate_files, *compete.pair_files(config, out)])
+    duplicates = steps.once("deduplicate", competed, lambda: compete.deduplicate(config, out, names, MEMORY_ROWS), [*duplicate_files, out / "duplicates" / "pairs.parquet"])
 
     decided = identity("decide", competed)
     kept = [out / "kept" / f"{name}.parquet" for name in names]
@@ -133,7 +132,7 @@ def decide_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps
 
     packs = pack.pack_all(config, out, names, steps, identity("pack", decided, values("tokenizer.", "packing.", "seed", "sources.")))
     remembered = identity("seen", decided, values("dedup.seen"))
-    steps.once("remember", remembered, lambda: remember_urls(config, out, kept), [out / "urls.bloom"])
+    steps.once("remember", remembered, lambda: compete.remember_urls(out / "urls.bloom", kept, config.dedup.seen_error_rate), [out / "urls.bloom"])
 
     measured = [steps.markers.result_of("measure", name) for name in names]
     parts = {"measured": measured, "verdicts": [stages[name] for name in names], "duplicates": duplicates, "decisions": [decisions[name] for name in names]}
@@ -156,7 +155,7 @@ def rank(config: DataConfig, out: Path, names: Sequence[str]) -> dict[str, Any]:
             yield groups[rows], table.columns["perplexity"][rows], table.columns["id"][rows]
 
     cuts = tiers.rank(chunks, config.scoring.high, config.scoring.medium, MEMORY_ROWS)
-    return {group: cut.to_json() for group, cut in sorted(cuts.items())}
+    return {group: cut.as_dict() for group, cut in sorted(cuts.items())}
 
 
 def evaluation(config: DataConfig, out: Path, kept: Sequence[Path]) -> dict[str, Any] | None:
@@ -165,13 +164,3 @@ def evaluation(config: DataConfig, out: Path, kept: Sequence[Path]) -> dict[str,
         return None
     scorer = Scorer(config.scoring.models) if config.scoring.enabled and config.scoring.models else None
     return evaluate.evaluate(kept, config, out / "evaluation", scorer)
-
-
-def remember_urls(config: DataConfig, out: Path, kept: Sequence[Path]) -> dict[str, Any]:
-    """Write the Bloom filter of kept URLs for later runs: last of the outputs, so that a re-run never meets itself."""
-    return seen.write_kept(out / "urls.bloom", kept, config.dedup.seen_error_rate)
-
-
-def explain_source(out: Path) -> dict[str, Any]:
-    """The stored run.json (used by `explain` and `report`)."""
-    return dict(read_json(out / "work" / "run.json"))

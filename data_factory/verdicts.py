@@ -128,7 +128,7 @@ def score_reasons(config: DataConfig, table: Table, past: Any, cuts: dict[str, t
     codes[rows] = tiers.tiers(groups[rows], perplexity[rows], column["id"][rows], cuts)
     boundary = np.full(table.rows, np.nan)
     for group, cut in cuts.items():
-        boundary[groups == group] = cut.boundary(config.scoring.medium)
+        boundary[groups == group] = cut.medium[0] if cut.medium else np.nan
     failed = ranked & (codes == 2)
     reasons.add(failed, "scoring.medium", perplexity, boundary)
     for rule, limits, below in (("scoring.max_perplexity", config.scoring.max_perplexity, False), ("scoring.min_perplexity", config.scoring.min_perplexity, True)):

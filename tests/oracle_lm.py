@@ -16,6 +16,11 @@ END_MARKS = ".!?…。！？；．｡‼⁇⁈⁉︒︕︖"
 
 def character(c: str) -> str:
     """What becomes of one character; " " for a space, "" for nothing."""
+    once = _once(c)
+    return _once(once) if once else once
+
+
+def _once(c: str) -> str:
     category = unicodedata.category(c)
     if ord(c) >= 0x20000:
         return c

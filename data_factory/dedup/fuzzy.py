@@ -7,7 +7,7 @@ their neighbours, too), so each is beaten by the first of its sketch, or by what
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,28 +47,42 @@ def collapse(rows: Iterable[Rows], names: tuple[str, ...], copies: int, folder: 
 
 
 @numba.njit(cache=True)
-def _pass(a, b, near, status, copies, stage, node, count, first, winner):  # type: ignore[no-untyped-def]
-    """One chunk of edges sorted by (b, a): winner[i] = rank that beats b[i], set on the edge that completes `copies`; else -1.
+def _pass(a, b, value, near, status, copies, stage, state, best, winner, winner_value):  # type: ignore[no-untyped-def]
+    """One chunk of edges sorted by (b, a). winner[i] (a rank) is set on the edge that completes `copies` for b[i], else -1.
 
-    `node`, `count`, `first`: document in progress, its kept neighbours so far, the best of them. Returns the three to go on with.
+    `state` int64 [4]: document in progress, whether it competes, its kept neighbours so far, the best of them; `best` float32 [1]: value of
+    the edge to that one. Both go on into the next chunk.
     """
     for i in range(len(a)):
         winner[i] = -1
-        if b[i] != node:
-            node, count, first = b[i], 0, -1
-        if near[i] and status[a[i]] == 0:  # all edges into a[i] < b[i] have been seen: its status is final
-            if count == 0:
-                first = i
-            count += 1
-            if count == copies:
-                status[node] = stage
-                winner[i] = 1
-    return node, count, first
+        if b[i] != state[0]:
+            state[0] = b[i]
+            state[1] = status[b[i]] == 0
+            state[2] = 0
+        # Every edge that ends in a[i] < b[i] has been seen: its status is final.
+        if state[1] and near[i] and status[a[i]] == 0:
+            if state[2] == 0:
+                state[3] = a[i]
+                best[0] = value[i]
+            state[2] += 1
+            if state[2] == copies:
+                status[b[i]] = stage
+                winner[i] = state[3]
+                winner_value[i] = best[0]
 
 
-def resolve(edges: Iterable[Rows], near: Any, copies: int, status: npt.NDArray[np.uint8]) -> Iterator[Rows]:
+def resolve(edges: Iterable[Rows], near: Callable[[Rows], Rows], copies: int, status: npt.NDArray[np.uint8]) -> Iterator[Rows]:
     """One pass over `edges` (EDGE sorted by (b, a)) in the total order; yields the losers (BEATEN) and sets their `status`.
 
-    `near(values) -> bool`: which edges count as duplicates. A loser names its best kept neighbour.
+    `near`: values -> bool, which edges count. A loser names its best kept neighbour. Documents whose status is set already (the rest
+    of `collapse`) neither win nor lose here.
     """
-    raise NotImplementedError
+    state, best = np.array([-1, 0, 0, -1], np.int64), np.zeros(1, np.float32)
+    for chunk in edges:
+        a, b, value = (np.ascontiguousarray(chunk[name]) for name in ("a", "b", "value"))
+        winner, winner_value = np.empty(len(a), np.int64), np.zeros(len(a), np.float32)
+        _pass(a, b, value, near(value), status, copies, FUZZY, state, best, winner, winner_value)
+        lost = winner >= 0
+        beaten = np.zeros(int(lost.sum()), BEATEN)
+        beaten["rank"], beaten["winner"], beaten["stage"], beaten["value"] = b[lost], winner[lost], FUZZY, winner_value[lost]
+        yield beaten

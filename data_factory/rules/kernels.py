@@ -17,8 +17,8 @@ N_COUNTERS = len(COUNTERS)
 
 
 @numba.njit(cache=True)
-def measure_batch(data, offsets, zh_documents, flags, zh_stop, stop_keys, stop_values, bullets, classes, moves, masks, mojibake, filler):  # type: ignore[no-untyped-def]
-    """Counts of every document: (int64 [n, len(COUNTERS)] , float64 [n] character entropy in nats)."""
+def measure_batch(data, offsets, zh_documents, flags, zh_stop, stop_keys, stop_values, bullets, classes, moves, columns, first_end, masks, mojibake, filler, repetition):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Counts of every document: (int64 [n, len(COUNTERS)], float64 [n] character entropy in nats). `repetition` off skips the repetition counters."""
     n = len(offsets) - 1
     counts = np.zeros((n, N_COUNTERS), np.int64)
     entropy = np.zeros(n, np.float64)
@@ -44,10 +44,12 @@ def measure_batch(data, offsets, zh_documents, flags, zh_stop, stop_keys, stop_v
     stamp = np.uint64(0)
     for d in range(n):
         n_units, n_lines, n_paragraphs, n_kinds = scan(
-            data, offsets[d], offsets[d + 1], zh_documents[d] == 1, flags, zh_stop, stop_keys, stop_values, bullets, classes, moves, masks, mojibake, filler,
+            data, offsets[d], offsets[d + 1], zh_documents[d] == 1, flags, zh_stop, stop_keys, stop_values, bullets, classes, moves, columns, first_end, masks, mojibake, filler,
             histogram, kinds, prefix_hash, prefix_chars, line_hash, line_chars, paragraph_hash, paragraph_chars, counts[d],
         )  # fmt: skip
         entropy[d] = character_classes(flags, histogram, kinds, n_kinds, counts[d])
+        if not repetition:
+            continue
         stamp, repeated, chars = repeated_elements(line_hash, line_chars, n_lines, keys, stamp)
         counts[d, AT.compared_lines], counts[d, AT.repeated_lines], counts[d, AT.repeated_line_chars] = n_lines, repeated, chars
         stamp, repeated, chars = repeated_elements(paragraph_hash, paragraph_chars, n_paragraphs, keys, stamp)
@@ -106,3 +108,32 @@ def character_classes(flags, histogram, kinds, n_kinds, counts):  # type: ignore
         elif point == 0xFFFD:
             counts[AT.replacements] += count
     return entropy
+
+
+@numba.njit(cache=True)
+def cut_spans(data, offsets, rows, start, end, inside):  # type: ignore[no-untyped-def]
+    """A batch without its spans (`inside` False: one space stands for each) or of its spans only (`inside` True: each followed by a newline).
+
+    `rows`: int64 [n + 1], the spans of document d are rows[d] to rows[d + 1] of `start` and `end`, sorted and disjoint. Returns (data, offsets).
+    """
+    n = len(offsets) - 1
+    new_offsets = np.zeros(n + 1, np.int64)
+    for d in range(n):
+        covered = 0
+        for k in range(rows[d], rows[d + 1]):
+            covered += end[k] - start[k]
+        size = covered if inside else offsets[d + 1] - offsets[d] - covered
+        new_offsets[d + 1] = new_offsets[d] + size + rows[d + 1] - rows[d]
+    out = np.empty(new_offsets[n], np.uint8)
+    for d in range(n):
+        base, p, position = offsets[d], new_offsets[d], 0
+        for k in range(rows[d], rows[d + 1]):
+            first, last = (start[k], end[k]) if inside else (position, start[k])
+            out[p : p + last - first] = data[base + first : base + last]
+            p += last - first
+            out[p] = 10 if inside else 32
+            p += 1
+            position = end[k]
+        if not inside:
+            out[p : new_offsets[d + 1]] = data[base + position : offsets[d + 1]]
+    return out, new_offsets

@@ -60,14 +60,15 @@ _MISREAD_AS_GBK = tuple(
 class Automaton(NamedTuple):
     """An Aho-Corasick automaton over bytes, as arrays for kernels.
 
-    `classes`: uint8 [256], byte -> column; `moves`: int32 [states * columns], row start + column -> row start of the next state;
-    `mask`: uint8 [states], classes of the phrases that end in a state; `mojibake`, `filler`: uint8 [states], characters of such phrases that end there.
-    State 0 is the start; states in `moves` are already multiplied by `columns`.
+    `classes`: uint8 [256], byte -> column; `moves`: int32 [states * columns], state + column -> next state, where a state is the start of its row.
+    State 0 is the start; phrases end in states >= `first_end` only, and the arrays `mask` (class bits), `mojibake` and `filler` (characters of such
+    phrases), all uint8, have one entry for each of these, in order.
     """
 
     classes: npt.NDArray[np.uint8]
     moves: npt.NDArray[np.int32]
     columns: int
+    first_end: int
     mask: npt.NDArray[np.uint8]
     mojibake: npt.NDArray[np.uint8]
     filler: npt.NDArray[np.uint8]
@@ -124,9 +125,7 @@ def automaton() -> Automaton:
     while queue:
         state = queue.popleft()
         if state:
-            inherited = own[fail[state]]
-            mask, mojibake, filler = own[state]
-            own[state] = (mask | inherited[0], mojibake + inherited[1], filler + inherited[2])
+            own[state] = tuple(a | b if k == 0 else a + b for k, (a, b) in enumerate(zip(own[state], own[fail[state]], strict=True)))  # type: ignore[assignment]
         for column in range(columns):
             following = goto[state].get(column)
             if following is None:
@@ -135,5 +134,10 @@ def automaton() -> Automaton:
                 moves[state, column] = following
                 fail[following] = int(moves[fail[state], column]) if state else 0
                 queue.append(following)
-    masks, mojibakes, fillers = (np.array(values, np.uint8) for values in zip(*own, strict=True))
-    return Automaton(classes, (moves * columns).ravel(), columns, masks, mojibakes, fillers)
+    # number the states anew: those where a phrase ends come last, so that one comparison finds them
+    ends = np.array([values[0] != 0 for values in own])
+    order = np.argsort(ends, kind="stable")
+    number = np.argsort(order)
+    first_end = int((~ends).sum())
+    masks, mojibakes, fillers = (np.array(values, np.uint8)[order[first_end:]] for values in zip(*own, strict=True))
+    return Automaton(classes, (number[moves[order]] * columns).astype(np.int32).ravel(), columns, first_end * columns, masks, mojibakes, fillers)

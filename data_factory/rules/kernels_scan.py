@@ -59,7 +59,7 @@ def url_end(data, i, end):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def scan(data, start, end, zh, flags, zh_stop, stop_keys, stop_values, bullets, classes, moves, masks, mojibake, filler, histogram, kinds,
+def scan(data, start, end, zh, flags, zh_stop, stop_keys, stop_values, bullets, classes, moves, columns, first_end, masks, mojibake, filler, histogram, kinds,
          prefix_hash, prefix_chars, line_hashes, line_lengths, paragraph_hashes, paragraph_lengths, counts):  # type: ignore[no-untyped-def]  # fmt: skip
     """Scan data[start:end]; fills `counts` and the buffers, returns the numbers of (units, lines, paragraphs, distinct characters).
 
@@ -211,7 +211,8 @@ def scan(data, start, end, zh, flags, zh_stop, stop_keys, stop_values, bullets, 
             run += 1
         if (point | 0x20 == 0x68 or point | 0x20 == 0x77) and i >= url_until and word_length == 1 and in_word and i < end:
             url_until = url_end(data, i, end)
-            url_chars += url_until - i if url_until > i else 0
+            target = i >= start + 2 and data[i - 1] == 0x28 and data[i - 2] == 0x5D  # Markdown's ](http...: markup, not text
+            url_chars += url_until - i if url_until > i and not target else 0
         if bracket >= 0:
             if point == 0x3011:
                 bracketed_chars += bracket
@@ -235,11 +236,12 @@ def scan(data, start, end, zh, flags, zh_stop, stop_keys, stop_values, bullets, 
             ended = 0
 
         # 4. lines and phrases
-        if masks[state] != 0:
-            line_mask |= masks[state]
-            mojibake_chars += mojibake[state]
-            filler_chars += filler[state]
-            if masks[state] & TEASER:
+        if state >= first_end:
+            hit = (state - first_end) // columns
+            line_mask |= masks[hit]
+            mojibake_chars += mojibake[hit]
+            filler_chars += filler[hit]
+            if masks[hit] & TEASER:
                 teaser_end = i + width
         if not space:
             solid += 1

@@ -2,7 +2,8 @@
 
 A list is a text file in UTF-8: one entry a line, `#` starts a comment line, an optional tab and weight follow the entry:
 3 (the default) = enough alone, 2 and 1 = counts together with others. Case is ignored. An end of an entry that is a letter or
-digit of a script with spaces needs a border there (`porn` is not in `spornosaurus`); Han ends need none.
+digit of a script with spaces needs a border there (`porn` is not in `spornosaurus`), Han ends need none; an entry that ends in `*`
+needs none behind it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ziya.errors import UserError
 
 GROUPS = (
     "toxic", "advert", "policy", "copyright", "share", "action", "pager", "placeholder", "navigation",
-    "javascript", "counter", "byline", "remnant", "url",
+    "javascript", "counter", "byline", "remnant", "url", "label",
 )  # fmt: skip
 GROUP = {name: number for number, name in enumerate(GROUPS)}
 MAX_ENTRY_BYTES = 200
@@ -49,20 +50,27 @@ class Matches:
 
 
 class Lexicon:
-    """All entries of all groups. `entries`: their lower-cased bytes; `weights`: float32 [entries, groups], 0 = not in the group."""
+    """All entries of all groups.
+
+    `entries`: their lower-cased bytes; `weights`: float32 [entries, groups], 0 = not in the group.
+    """
 
     def __init__(self, lists: Sequence[tuple[str, str, float]]) -> None:
         """`lists`: (group, entry, weight); an entry listed twice in a group keeps the larger weight."""
         weights: dict[bytes, dict[int, float]] = {}
+        open_ended = {fold(entry[:-1]) for _, entry, _ in lists if entry.endswith("*")}
         for group, entry, weight in lists:
-            row = weights.setdefault(fold(entry), {})
+            row = weights.setdefault(fold(entry.removesuffix("*")), {})
             row[GROUP[group]] = max(weight, row.get(GROUP[group], 0.0))
         self.entries = sorted(weights)
         self.weights: F32 = np.zeros((len(self.entries), len(GROUPS)), np.float32)
         for number, entry in enumerate(self.entries):
             for group_number, weight in weights[entry].items():
                 self.weights[number, group_number] = weight
-        borders = [[_needs_border(entry.decode()[0]), _needs_border(entry.decode()[-1])] for entry in self.entries]
+        borders = [
+            [_needs_border(entry.decode()[0]), entry not in open_ended and _needs_border(entry.decode()[-1])]
+            for entry in self.entries
+        ]
         self._borders = np.array(borders, np.bool_).reshape(-1, 2)
         self._automaton = ahocorasick_rs.BytesAhoCorasick(
             self.entries, ahocorasick_rs.MatchKind.Standard, ahocorasick_rs.Implementation.DFA
@@ -142,7 +150,8 @@ def fold_bytes(data):  # type: ignore[no-untyped-def]
         elif byte >= 0x80 and i >= 1:
             if data[i - 1] == 0xC3 and 0x80 <= byte <= 0x9E and byte != 0x97:
                 byte += 32
-            elif i >= 2 and data[i - 2] == 0xEF and data[i - 1] == 0xBC and 0xA1 <= byte <= 0xBA:  # Ａ EF BC A1 -> ａ EF BD 81
+            elif i >= 2 and data[i - 2] == 0xEF and data[i - 1] == 0xBC and 0xA1 <= byte <= 0xBA:
+                # full-width A is EF BC A1, full-width a EF BD 81
                 out[i - 1] = 0xBD
                 byte -= 32
         out[i] = byte

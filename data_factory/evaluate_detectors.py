@@ -1,0 +1,233 @@
+"""Detectors of the evaluation (DE): what one hit of fails a document, and the counts behind readability and topics.
+
+They share nothing with the rules of RF, neither code nor word lists: a check that repeats the filter's own test would always pass.
+Positions are byte ranges of T2. Masks of private data (<EMAIL>, <PHONE> ...) are no hits: they name no HTML tag and hold no data.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import ahocorasick_rs
+import numpy as np
+
+from ziya.errors import UserError
+
+FOLDER = Path(__file__).parent / "evaluation_lexicons"
+Hits = list[tuple[int, int]]  # character ranges
+
+# ---- privacy: e-mail addresses, telephone and identity-card numbers, labelled messenger accounts
+
+_AT = re.compile(r"[@＠]|\s?[\[(（]\s?at\s?[\])）]\s?", re.IGNORECASE)
+_LOCAL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._%+-]{0,62}[A-Za-z0-9_+-])?$")
+_DOMAIN = re.compile(r"(?:[A-Za-z0-9-]{1,63}(?:\.|\s?[\[(]dot[\])]\s?)){1,4}([A-Za-z]{2,24})(?![A-Za-z0-9-]|\.[A-Za-z0-9])", re.IGNORECASE)
+# Names that RFC 2606 and RFC 6761 reserve, and file endings that make image@2x.png look like an address.
+_RESERVED = re.compile(r"(?:^|\.)(?:example(?:\.[a-z]+)?|test|invalid|localhost|local|internal)$", re.IGNORECASE)
+_FILE_ENDINGS = frozenset("png jpg jpeg gif svg webp css js ts jsx tsx json html htm xml md txt py rb java sh yml yaml service socket target".split())
+_ROLES = frozenset(("git", "hg", "svn"))  # git@host.org:path is an address of a repository
+_BEFORE, _AFTER = r"(?<![A-Za-z0-9_./:=&#%+@-])", r"(?![A-Za-z0-9_/=-]|\.\d)"
+_PHONE = re.compile(
+    rf"{_BEFORE}(?:"
+    r"(?:\+?86[-\s]?)?1[3-9]\d[-\s]?\d{4}[-\s]?\d{4}"  # Chinese mobile numbers
+    r"|(?:\+?86[-\s]?)?[(（]?0(?:10|2\d|[3-9]\d{2})[)）]?[-\s]\d{7,8}"  # Chinese land lines
+    r"|(?:1[-.\s])?(?:\([2-9]\d{2}\)\s?|[2-9]\d{2}[-.])[2-9]\d{2}[-.]\d{4}"  # North America
+    r"|\+[1-9]\d{0,2}[-.\s]\(?\d{1,4}\)?(?:[-.\s]\d{2,4}){2,4}"  # written with a country code
+    rf"){_AFTER}"
+)
+_FICTIONAL = re.compile(r"555[-.]01\d\d$")
+_CARD = re.compile(r"(?<![0-9A-Za-z])[1-9]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[0-9Xx](?![0-9A-Za-z])")
+_ACCOUNT = re.compile(
+    r"(?:QQ|企鹅)\s?(?:号|号码|群|群号)?\s?[:：]\s?[1-9]\d{4,10}(?!\d)"
+    r"|(?:微信|WeChat|weixin|VX|V信)\s?(?:号|ID)?\s?[:：]\s?(?=[A-Za-z0-9_-]*[0-9_-])[A-Za-z][A-Za-z0-9_-]{5,19}",
+    re.IGNORECASE,
+)
+_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
+
+
+def privacy(text: str) -> Hits:
+    """E-mail addresses (also written with [at] and [dot]), telephone numbers, valid identity-card numbers, labelled accounts."""
+    hits = [*_emails(text)]
+    if re.search(r"\d{4}", text):
+        hits += [m.span() for m in _PHONE.finditer(text) if not _FICTIONAL.search(m[0])]
+        hits += [m.span() for m in _CARD.finditer(text) if "10X98765432"[sum(w * int(d) for w, d in zip(_WEIGHTS, m[0], strict=False)) % 11] == m[0][-1].upper()]
+        hits += [m.span() for m in _ACCOUNT.finditer(text)]
+    return sorted(hits)
+
+
+def _emails(text: str) -> Iterator[tuple[int, int]]:
+    for at in _AT.finditer(text):
+        local = _LOCAL.search(text, max(0, at.start() - 64), at.start())
+        domain = _DOMAIN.match(text, at.end())
+        if local is None or domain is None or local[0].lower() in _ROLES or domain[1].lower() in _FILE_ENDINGS:
+            continue
+        if at[0] not in "@＠" and domain[0].count(".") + domain[0].lower().count("dot") == 0:
+            continue
+        if local.start() and text[local.start() - 1] in "/:@":  # https://name@host, the second part of a@b@c
+            continue
+        if not _RESERVED.search(domain[0]):
+            yield local.start(), domain.end()
+
+
+# ---- remnants of web pages
+
+_TAG_NAMES = (
+    "a|abbr|article|aside|b|big|blockquote|body|br|button|center|cite|dd|div|dl|dt|em|fieldset|figure|font|footer|form|frame|h[1-6]|head|header|hr|html|i|"
+    "iframe|img|input|label|li|link|meta|nav|noscript|object|ol|option|p|pre|script|section|select|small|span|strike|strong|style|sub|sup|svg|table|"
+    "tbody|td|textarea|tfoot|th|thead|title|tr|tt|u|ul|video"
+)
+_REMNANT = re.compile(
+    rf"</?(?:{_TAG_NAMES})\s+[a-z-]+\s?=\s?[\"'][^<>]{{0,2000}}>"  # a tag with an attribute
+    rf"|<(?P<tag>{_TAG_NAMES})>[^<>\n]{{1,200}}</(?P=tag)>"  # an element on one line
+    r"|<br\s?/?>\s*$|<!--\[if |<!DOCTYPE html|<!\[CDATA\["
+    r"|&(?:nbsp|ldquo|rdquo|lsquo|rsquo|mdash|ndash|hellip|raquo|laquo|middot|bull|copy|reg|trade|#0?39|#160|#82\d\d);"
+    r"|javascript:\s?(?:void|;)|__doPostBack\(|var _hmt\b|_gaq\.push\(|document\.write\(",
+    re.IGNORECASE | re.MULTILINE,
+)
+_TRIGGER = re.compile(r"[<&]|javascript:|__doPost|_hmt|_gaq|document\.write", re.IGNORECASE)
+
+
+def remnants(text: str, lines: frozenset[str]) -> Hits:
+    """HTML and script remnants, and lines that are nothing but a function word of a page (`lines`: lower case, see page_*.txt)."""
+    hits = [m.span() for m in _REMNANT.finditer(text)] if _TRIGGER.search(text) else []
+    start = 0
+    for line in text.split("\n"):
+        if len(line) <= 40 and line.strip(" \t\u3000|>»«<·•-").lower() in lines:
+            hits.append((start, start + len(line)))
+        start += len(line) + 1
+    return sorted(hits)
+
+
+# ---- lexicons
+
+
+class Lexicon:
+    """Phrases found anywhere (Latin ones only between word borders), in lower case."""
+
+    def __init__(self, phrases: Sequence[str]) -> None:
+        """`phrases`: lower case, no duplicates."""
+        self.phrases = list(phrases)
+        self._automaton = ahocorasick_rs.AhoCorasick(self.phrases, store_patterns=False) if self.phrases else None
+
+    def find(self, text: str) -> Hits:
+        """Character ranges of all hits."""
+        if self._automaton is None:
+            return []
+        lower = text.lower() if "İ" not in text else text.replace("İ", "I").lower()  # İ alone grows when lowered
+        hits = []
+        for _, start, end in self._automaton.find_matches_as_indexes(lower, overlapping=False):
+            left, right = lower[start - 1 : start] if start else "", lower[end : end + 1]
+            if not (_joined(left, lower[start]) or _joined(lower[end - 1], right)):
+                hits.append((start, end))
+        return hits
+
+
+def _joined(left: str, right: str) -> bool:
+    """Whether two neighbours belong to one Latin word or number."""
+    return left.isascii() and right.isascii() and left.isalnum() and right.isalnum()
+
+
+def read_words(path: Path) -> list[str]:
+    """The entries of a word file in lower case: one a line, # comments, empty lines ignored."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"word list {path} cannot be read ({error}): give a UTF-8 text file with one entry a line") from error
+    return [line.strip().lower() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def lexicon(name: str, more: Sequence[str] = ()) -> Lexicon:
+    """The shipped lists `name`_en.txt and `name`_zh.txt together with the user's files."""
+    words = [word for path in [FOLDER / f"{name}_en.txt", FOLDER / f"{name}_zh.txt", *map(Path, more)] for word in read_words(path)]
+    return Lexicon(list(dict.fromkeys(words)))
+
+
+@cache
+def page_lines() -> frozenset[str]:
+    """Function words of web pages that fail a document when they fill a line."""
+    return frozenset(read_words(FOLDER / "page_en.txt")) | frozenset(read_words(FOLDER / "page_zh.txt"))
+
+
+@dataclass(frozen=True)
+class Topics:
+    """A word list a topic."""
+
+    names: tuple[str, ...]
+    automaton: ahocorasick_rs.AhoCorasick
+    owner: tuple[int, ...]
+
+    def of(self, text: str) -> str:
+        """The topic with the most distinct words in the first 5,000 characters, "other" below three (the first of equals)."""
+        head = text[:5000].lower()
+        found = np.zeros(len(self.names), np.int64)
+        for number in {match[0] for match in self.automaton.find_matches_as_indexes(head, overlapping=False)}:
+            found[self.owner[number]] += 1
+        best = int(found.argmax())
+        return self.names[best] if found[best] >= 3 else "other"
+
+
+@cache
+def topics() -> Topics:
+    """The shipped topics: lines of topics.txt are `topic: word, word ...`."""
+    names, words, owner = [], [], []
+    for line in read_words(FOLDER / "topics.txt"):
+        name, _, rest = line.partition(":")
+        if name not in names:
+            names.append(name)
+        for word in rest.split(","):
+            if word.strip():
+                words.append(word.strip())
+                owner.append(names.index(name))
+    return Topics(tuple(names), ahocorasick_rs.AhoCorasick(words, store_patterns=False), tuple(owner))
+
+
+# ---- readability and distinct content
+
+_GARBLED = re.compile(
+    "\ufffd|[ÂÃâ][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹Œ‘’“”•–—˜™š›œ]|锟斤拷?|烫烫烫|屯屯屯|ï»¿|[\ue000-\uf8ff]|[äåæçèé][\u0080-\u00bf][\u0080-\u00bf]|(?:&#\\d{2,5};)"
+)
+_SENTENCE = re.compile(r"[^.!?。！？；;…\n]+")
+_LONG_WORD = re.compile(r"[A-Za-z]{45,}")
+LONGEST_SENTENCE = 600  # characters without an end mark or a line break
+
+
+def unreadable_share(text: str) -> float:
+    """Share of characters that a reader cannot use: ten a garbled sequence, sentences above LONGEST_SENTENCE, endless words.
+
+    Code and formulas belong cut out of `text` before.
+    """
+    if not text:
+        return 0.0
+    bad = 10 * sum(1 for _ in _GARBLED.finditer(text))
+    bad += sum(len(m[0]) for m in _LONG_WORD.finditer(text))
+    if len(text) > LONGEST_SENTENCE:
+        bad += sum(len(m[0]) for m in _SENTENCE.finditer(text) if len(m[0]) > LONGEST_SENTENCE)
+    return min(1.0, bad / len(text))
+
+
+def distinct_share(text: str, width: int = 12) -> float:
+    """Distinct `width`-byte windows over all windows (1 = nothing repeats); 1 for texts shorter than a window."""
+    data = np.frombuffer(text.encode(), np.uint8).astype(np.uint64)
+    if len(data) < width:
+        return 1.0
+    count = len(data) - width + 1
+    keys = np.zeros(count, np.uint64)
+    for i in range(width):
+        keys = keys * np.uint64(0x9E3779B97F4A7C15) + data[i : i + count] + np.uint64(1)
+    return len(np.unique(keys)) / count
+
+
+def outside(text: str, protected: Sequence[tuple[int, int]]) -> str:
+    """`text` with protected byte ranges blanked, character for character, so that positions stay."""
+    if not protected:
+        return text
+    data = text.encode()
+    parts, last = [], 0
+    for start, end in protected:
+        parts.append(data[last:start].decode(errors="ignore"))
+        parts.append("".join("\n" if c == "\n" else " " for c in data[start:end].decode(errors="ignore")))
+        last = end
+    return "".join(parts) + data[last:].decode(errors="ignore")

@@ -1,0 +1,84 @@
+"""Inline SVG for the report: the funnel in the shape of the paper's Figure 2, histograms with cuts, bars."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup, escape
+
+_TITLES = {
+    "read": "Read",
+    "preprocess": "Preprocess (DP)",
+    "score": "Score (AS)",
+    "rules": "Rules (RF)",
+    "deduplicate": "Deduplicate (CD)",
+}
+
+
+def funnel(steps: Sequence[dict[str, Any]]) -> Markup:
+    """One trapezoid a step, as wide as its share of all documents in; the numbers stand beside it."""
+    total = max(1, steps[0]["in"] if steps else 1)
+    width, height, gap = 300.0, 46.0, 6.0
+    parts = []
+    for number, step in enumerate(steps):
+        top, bottom = (max(2.0, width * step[name] / total) for name in ("in", "out"))
+        y = number * (height + gap)
+        corners = [((width - top) / 2, y), ((width + top) / 2, y), ((width + bottom) / 2, y + height), ((width - bottom) / 2, y + height)]
+        points = " ".join(f"{x:.1f},{line:.1f}" for x, line in corners)
+        share = f"{step['out'] / total:.2%}"
+        label = escape(_TITLES.get(step["name"], step["name"]))
+        parts.append(
+            f'<polygon class="f{number}" points="{points}"/>'
+            f'<text class="title" x="{width + 16}" y="{y + 19}">{label}</text>'
+            f'<text class="note" x="{width + 16}" y="{y + 37}">{step["in"]} in, {step["out"]} out: {share} of all</text>'
+        )
+    tall = len(steps) * (height + gap)
+    return Markup(f'<svg role="img" aria-label="documents left after every step" viewBox="0 0 {width + 260:.0f} {tall:.0f}" class="funnel">{"".join(parts)}</svg>')
+
+
+def histogram(bins: Sequence[Sequence[float]], cut: dict[str, Any]) -> Markup:
+    """Documents over perplexity (logarithmic), with the cuts of the high and medium tiers as lines."""
+    if not bins:
+        return Markup("")
+    width, height, base = 560.0, 150.0, 24.0
+    low, high = math.log10(bins[0][0]), math.log10(bins[-1][1])
+    tallest = max(count for *_, count in bins)
+
+    def place(value: float) -> float:
+        return (math.log10(value) - low) / (high - low) * width
+
+    parts = [
+        f'<rect x="{place(left):.1f}" y="{height - height * count / tallest:.1f}" width="{max(1.0, place(right) - place(left) - 1):.1f}" height="{height * count / tallest:.1f}">'
+        f"<title>{left:.0f} to {right:.0f}: {count:.0f} documents</title></rect>"
+        for left, right, count in bins
+    ]
+    for exponent in range(math.ceil(low), math.floor(high) + 1):
+        parts.append(f'<text class="note" text-anchor="middle" x="{place(10.0**exponent):.1f}" y="{height + 16}">{10**exponent:g}</text>')
+    for name in ("high", "medium"):
+        value = (cut.get(name) or [0.0])[0]
+        if value and 10**low <= value <= 10**high:
+            x = place(value)
+            anchor = "end" if x > width - 90 else "start"
+            shift = -5 if anchor == "end" else 5
+            parts.append(
+                f'<line class="cut" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"/>'
+                f'<text class="cutname" text-anchor="{anchor}" x="{x + shift:.1f}" y="{12 if name == "high" else 28}">{name} \u2264 {value:.4g}</text>'
+            )
+    return Markup(f'<svg role="img" aria-label="documents over perplexity" viewBox="-12 -4 {width + 24:.0f} {height + base + 4:.0f}" class="histogram">{"".join(parts)}</svg>')
+
+
+def bars(rows: Sequence[tuple[str, int]]) -> Markup:
+    """Labelled horizontal bars."""
+    if not rows:
+        return Markup("")
+    largest = max(count for _, count in rows) or 1
+    parts = []
+    for number, (label, count) in enumerate(rows):
+        y = number * 24
+        parts.append(
+            f'<text class="note" x="0" y="{y + 16}">{escape(label)}</text><rect x="90" y="{y + 4}" width="{max(1.0, 300 * count / largest):.1f}" height="16"/>'
+            f'<text class="note" x="{96 + max(1.0, 300 * count / largest):.1f}" y="{y + 16}">{count}</text>'
+        )
+    return Markup(f'<svg role="img" aria-label="cluster sizes" viewBox="0 0 470 {len(rows) * 24}" class="bars">{"".join(parts)}</svg>')

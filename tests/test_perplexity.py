@@ -1,0 +1,262 @@
+"""lm_text, train_lm and perplexity: equality with plain references, one normaliser, refusals, same bytes."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import oracle_lm
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_factory import lm_text, perplexity, train_lm
+from data_factory.batches import TextBatch
+from data_factory.lm_text import lm_lines
+from ziya.errors import UserError
+
+EN = "the a small old river town house keeps water under its stone bridge and people walk slowly home every evening after work".split()
+ZH = ["我们", "昨天", "在", "河边", "看见", "一座", "石桥", "城市", "的", "历史", "很", "长", "工程师", "修建", "了", "水库", "，", "并且", "研究", "语言"]
+
+
+def corpus(language, count, seed):
+    """`count` documents of random sentences from a small grammar of each language."""
+    rng = random.Random(f"{language} {seed}")
+    join, words, end = (" ", EN, ". ") if language == "en" else ("", ZH, "。")
+    sentence = lambda: join.join(rng.choice(words) for _ in range(rng.randint(4, 14))) + end
+    return ["\n".join("".join(sentence() for _ in range(rng.randint(1, 4))) for _ in range(rng.randint(1, 6))) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A model of each language, trained through the command's engine on generated text."""
+    try:
+        train_lm.find_program("lmplz")
+    except UserError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("models")
+    for language in ("en", "zh"):
+        rows = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in corpus(language, 300, 0))
+        (folder / f"{language}.jsonl").write_text(rows, encoding="utf-8")
+        train_lm.train(language, [str(folder / f"{language}.jsonl")], folder / f"{language}.klm", memory="64M", vocab_size=400)
+    return folder
+
+
+# ---- lm_text
+
+
+def test_normaliser_on_known_texts():
+    texts = ["Ünïcödé ＡＢ１２ “Hi”…。\u200b x\r\n\n  ß e\u0301 한국 が", "他说：“２０２３年，（约３％）！”\t好", "", " \n\t\n"]
+    found = lm_lines(TextBatch.from_strings(texts))
+    assert found.strings() == ['unicode ab00 "hi".. x', "ß e 한국 が", '他说:"0000年,(约0%)!" 好']
+    assert found.document.tolist() == [0, 0, 1]
+    assert len(found) == 3 and found.offsets[-1] == len(found.data)
+
+
+def test_every_character_maps_like_the_reference_and_only_once():
+    points = [point for point in range(0x323B0) if not 0xD800 <= point < 0xE000]
+    # The letter on both sides keeps spaces and dropped characters visible.
+    texts = [f"a{chr(point)}b" for point in points]
+    found = lm_lines(TextBatch.from_strings(texts))
+    expected = [(i, line) for i, text in enumerate(texts) for line in oracle_lm.lines(text)]
+    assert list(zip(found.document.tolist(), found.strings(), strict=True)) == expected
+    again = lm_lines(TextBatch.from_strings(found.strings())).strings()
+    assert again == found.strings()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(alphabet=st.sampled_from("aÉ0９。！? \n\t\u3000\u2028\u0301漢汉😀é𠀀Ⱥ"), max_size=40), max_size=6), st.integers(1, 400))
+def test_lines_equal_the_reference_also_when_long(texts, repeat):
+    texts = [text * (repeat if i == 0 else 1) for i, text in enumerate(texts)]
+    found = lm_lines(TextBatch.from_strings(texts))
+    expected = [(i, line) for i, text in enumerate(texts) for line in oracle_lm.lines(text)]
+    assert list(zip(found.document.tolist(), found.strings(), strict=True)) == expected
+    assert all(len(line.encode()) <= train_lm.LONGEST_LINE for line in found.strings())
+
+
+def test_a_page_without_line_breaks_is_cut_where_sentences_end():
+    text = "我们研究语言。" * 3000
+    lines = lm_lines(TextBatch.from_strings([text])).strings()
+    assert len(lines) == 21 and all(line.endswith(".") for line in lines)
+    assert "".join(lines) == text.replace("。", ".")
+
+
+# ---- scoring
+
+
+def test_scores_equal_the_word_by_word_reference(models):
+    scorer = perplexity.Scorer({language: str(models / f"{language}.klm") for language in ("zh", "en")})
+    assert scorer.languages == ["en", "zh"]
+    for language in ("en", "zh"):
+        # Unknown characters and words, <s> and </s> as text, long lines, other scripts, empty documents.
+        texts = [*corpus(language, 20, 1), "", " \n ", "한국어 텍스트 ☃ 𠀀𠀁", "<s> the </s> <unk> bridge", "the\x00bridge", "桥" * 5000, "the " * 2000]
+        expected = [oracle_lm.Reference(models / f"{language}.klm").score(text) for text in texts]
+        found = scorer.score(TextBatch.from_strings(texts), [language] * len(texts))
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, rtol=3e-4)  # KenLM adds a line in float32
+        assert np.isnan(found[20:22]).all() and not np.isnan(found[:20]).any()
+
+
+def test_a_document_scores_alone_as_in_any_batch(models, monkeypatch):
+    scorer = perplexity.Scorer({language: str(models / f"{language}.klm") for language in ("en", "zh")})
+    texts = [text for pair in zip(corpus("en", 12, 2), corpus("zh", 12, 2), strict=True) for text in pair]
+    langs = ["en", "zh"] * 12
+    together = scorer.score(TextBatch.from_strings(texts), langs)
+    alone = [scorer.score(TextBatch.from_strings([text]), [lang])[0] for text, lang in zip(texts, langs, strict=True)]
+    assert together.tolist() == alone
+    monkeypatch.setattr(perplexity, "_CHUNK_BYTES", 50)
+    assert scorer.score(TextBatch.from_strings(texts), langs).tolist() == alone
+    assert np.isnan(scorer.score(TextBatch.from_strings(texts), ["ja"] * 24)).all()
+    assert len(scorer.score(TextBatch.from_strings([]), [])) == 0
+
+
+def test_training_text_scores_better_than_shuffled_words(models):
+    scorer = perplexity.Scorer({"en": str(models / "en.klm")})
+    good = corpus("en", 5, 3)
+    bad = ["".join(random.Random(1).sample(text, len(text))) for text in good]
+    value, bits = scorer.measure(TextBatch.from_strings(good + bad), ["en"] * 10)
+    assert value[:5].max() < value[5:].min() and bits[:5].max() < bits[5:].min()
+
+
+def test_training_and_scoring_use_one_normaliser(models, tmp_path, monkeypatch):
+    """Any change of `lm_lines` must change both what is trained and what is scored: neither may hold a copy."""
+    calls = []
+    real = lm_text.lm_lines
+    monkeypatch.setattr(lm_text, "lm_lines", lambda batch: calls.append(len(batch)) or real(batch))
+    (tmp_path / "a.txt").write_text("\n".join(corpus("en", 40, 4)), encoding="utf-8")
+    train_lm.train("en", [str(tmp_path / "a.txt")], tmp_path / "en.klm", memory="64M", vocab_size=100, order=2)
+    trained = len(calls)
+    perplexity.Scorer({"en": str(tmp_path / "en.klm")}).score(TextBatch.from_strings(["a"]), ["en"])
+    assert trained == 1 and len(calls) == 2
+
+
+# ---- models on disk
+
+
+def test_same_text_gives_the_same_bytes_in_another_folder(models, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    source = shutil.copy(models / "zh.jsonl", tmp_path / "elsewhere" / "x.jsonl")
+    train_lm.train("zh", [str(source)], tmp_path / "zh.klm", memory="80M", vocab_size=400)
+    for suffix in ("", ".spm", ".json"):
+        assert (tmp_path / f"zh.klm{suffix}").read_bytes() == (models / f"zh.klm{suffix}").read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_fingerprint_follows_content_not_paths(models, tmp_path):
+    for suffix in ("", ".spm", ".json"):
+        shutil.copy(models / f"en.klm{suffix}", tmp_path / f"moved.klm{suffix}")
+    here, there = perplexity.Scorer({"en": str(models / "en.klm")}), perplexity.Scorer({"en": str(tmp_path / "moved.klm")})
+    both = perplexity.Scorer({"zh": str(models / "zh.klm"), "en": str(models / "en.klm")})
+    assert here.fingerprint == there.fingerprint != both.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "en.klm").unlink(), "the KenLM model .* is missing; train it with"),
+        (lambda folder: (folder / "en.klm.spm").unlink(), "SentencePiece model .* is missing"),
+        (lambda folder: (folder / "en.klm.json").unlink(), "manifest .* is missing"),
+        (lambda folder: (folder / "en.klm.json").write_text("{"), "not valid JSON"),
+        (lambda folder: (folder / "en.klm.json").write_text('{"format": 0}'), "train the model again"),
+        (lambda folder: (folder / "en.klm.spm").write_bytes((folder / "en.klm.spm").read_bytes() + b"x"), "is not the file that en.klm.json describes"),
+        (lambda folder: (folder / "en.klm").write_bytes((folder / "en.klm").read_bytes()[:-1]), "copy all three files"),
+        (lambda folder: edit(folder, "normaliser", 0), "normaliser version 0, this program has"),
+        (lambda folder: edit(folder, "language", "zh"), "trained for 'zh'"),
+    ],
+)
+def test_models_that_do_not_belong_together_are_refused(models, tmp_path, damage, message):
+    for suffix in ("", ".spm", ".json"):
+        shutil.copy(models / f"en.klm{suffix}", tmp_path / f"en.klm{suffix}")
+    damage(tmp_path)
+    with pytest.raises(UserError, match=message):
+        perplexity.Scorer({"en": str(tmp_path / "en.klm")})
+
+
+def edit(folder, key, value):
+    manifest = json.loads((folder / "en.klm.json").read_text())
+    (folder / "en.klm.json").write_text(json.dumps({**manifest, key: value}))
+
+
+# ---- train-lm
+
+
+def test_inputs_of_every_kind_give_the_same_model(models, tmp_path):
+    import gzip
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import zstandard
+
+    texts = [json.loads(line)["text"] for line in (models / "en.jsonl").read_text(encoding="utf-8").splitlines()]
+    raw = (models / "en.jsonl").read_bytes()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(raw))
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(raw))
+    pq.write_table(pa.table({"body": texts}), tmp_path / "a.parquet")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "b.txt").write_text("\n".join(texts[150:]), encoding="utf-8")
+    (tmp_path / "folder" / "a.txt").write_text("\n".join(texts[:150]), encoding="utf-8")
+    (tmp_path / "folder" / "notes.md").write_text("not read", encoding="utf-8")
+    for name, field in (("a.jsonl.gz", "text"), ("a.jsonl.zst", "text"), ("a.parquet", "body"), ("folder", "text")):
+        train_lm.train("en", [str(tmp_path / name)], tmp_path / "out.klm", memory="64M", vocab_size=400, text_field=field)
+        assert (tmp_path / "out.klm").read_bytes() == (models / "en.klm").read_bytes(), name
+
+
+def test_small_input_falls_back_and_says_so(tmp_path):
+    (tmp_path / "a.txt").write_text("a small river town\nkeeps its water\n", encoding="utf-8")
+    with pytest.raises(UserError, match="discount"):
+        train_lm.train("en", [str(tmp_path / "a.txt")], tmp_path / "en.klm", memory="64M", discount_fallback="off")
+    assert not (tmp_path / "en.klm").exists() and not (tmp_path / "en.klm.spm").exists()
+    manifest = train_lm.train("en", [str(tmp_path / "a.txt")], tmp_path / "en.klm", memory="64M", structure="trie")
+    assert manifest["discount_fallback"] is True
+    assert perplexity.Scorer({"en": str(tmp_path / "en.klm")}).score(TextBatch.from_strings(["a town"]), ["en"])[0] > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.txt", None, "does not exist"),
+        ("a.pdf", b"x", "unknown kind"),
+        ("a.txt", b" \n\t\n", "no text for the en model"),
+        ("a.txt", b"good\nbad \xff\n", "not UTF-8"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not valid JSON"),
+        ("a.jsonl", b'{"body": "a"}\n', "--text-field"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08\x00broken", "damaged"),
+        ("a.parquet", b"PAR1", "cannot be read as Parquet"),
+    ],
+)
+def test_bad_input_gives_one_clear_line(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        train_lm.train("en", [str(tmp_path / name)], tmp_path / "en.klm", memory="64M")
+
+
+def test_missing_programs_name_the_script(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("ZIYA_LMPLZ", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"scripts/install_lmplz\.sh"):
+        train_lm.find_program("lmplz")
+    (tmp_path / "bin").mkdir()
+    for name in ("lmplz", "build_binary"):
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("ZIYA_LMPLZ", str(tmp_path / "bin" / "lmplz"))
+    assert train_lm.find_program("build_binary") == str(tmp_path / "bin" / "build_binary")
+
+
+def test_wikitext_becomes_prose():
+    text = ' = Title = \n \n The " main " game @-@ play ( <unk> ) cost $ 1 @,@ 000 in 3 @.@ 5 years , it \'s <unk> .\n = = Part = = \n players \' wish'
+    assert train_lm.detokenise_wikitext(text) == "Title\nThe \"main\" game-play cost $1,000 in 3.5 years, it's.\nPart\nplayers' wish"
+
+
+def test_command_prints_its_summary(models, tmp_path, capsys):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    train_lm.add_arguments(parser)
+    args = parser.parse_args(["--lang", "en", "--input", str(models / "en.jsonl"), "--output", str(tmp_path / "en.klm"), "--memory", "64M", "--prune", "0", "0", "1"])
+    assert train_lm.main(args) == 0
+    out = capsys.readouterr().out
+    assert "trained on 300 documents" in out and "held out" in out and "bits per character" in out
