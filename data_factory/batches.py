@@ -52,7 +52,7 @@ class TextBatch:
     def to_arrow(self) -> pa.LargeStringArray:
         """As an Arrow large_string column over the same buffers."""
         buffers = [None, pa.py_buffer(np.ascontiguousarray(self.offsets)), pa.py_buffer(np.ascontiguousarray(self.data))]
-        return pa.LargeStringArray.from_buffers(pa.large_string(), len(self), buffers)
+        return pa.Array.from_buffers(pa.large_string(), len(self), buffers)
 
     def string(self, i: int) -> str:
         """Document `i` as a Python string."""

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_factory.config import DataConfig
 from data_factory.dedup import resolve, seen
+from data_factory.dedup.outcome import write_pairs
 from data_factory.dedup.rows import STAGES, SURVIVOR
 from data_factory.dedup.url_keys import url_keys
-from data_factory.documents import read_batches, read_table, table_writer
+from data_factory.documents import read_batches, read_table
 from data_factory.identify import format_ids, parse_ids
 from ziya.files import atomic_path
 
@@ -77,7 +77,6 @@ def survivors(config: DataConfig, out: Path, names: Sequence[str]) -> Iterator[A
         yield table
 
 
-PAIRS = pa.schema([("id_a", pa.string()), ("id_b", pa.string()), ("value", pa.float32())])
 # Stage -> the reason's id. The winner of `seen` is an earlier run.
 _REASONS = {"seen": "dedup.seen_urls", "url": "dedup.url", "exact": "dedup.exact", "fuzzy": "dedup.fuzzy"}
 
@@ -112,10 +111,7 @@ def deduplicate(config: DataConfig, out: Path, names: Sequence[str], memory_rows
             copies["row"].astype(np.int64),
             copies["copies"].astype(np.int32),
         ).save(out / "work" / "duplicates" / f"{name}.npz")
-    with table_writer(out / "duplicates" / "pairs.parquet", PAIRS) as writer:
-        for rows in outcome.near_pairs():
-            columns = [pa.array(format_ids(rows[f"{side}_hi"], rows[f"{side}_lo"]) if len(rows) else [], pa.string()) for side in "ab"]
-            writer.write(pa.table([*columns, pa.array(rows["value"].astype(np.float32))], names=PAIRS.names))
+    write_pairs(outcome, out / "duplicates" / "pairs.parquet", is_similarity=fuzzy.method == "minhash")
     shutil.rmtree(work)
     return {
         "survivors": outcome.survivors,

@@ -44,6 +44,7 @@ class Read(Settings):
     unit_bytes: int = measuring(64 << 20, "largest byte range of a work unit", ge=1 << 12)
     record_limit_bytes: int = measuring(256 << 20, "largest record after decompression; a larger one is quarantined (gzip bombs)", ge=1 << 10)
     extractor: Literal["resiliparse", "trafilatura"] = measuring("resiliparse", "HTML main-content extractor")
+    html_limit_bytes: int = measuring(8 << 20, "largest HTML page; a larger one is dropped, for its tree takes many times its size in memory", ge=1 << 10)
     extract_seconds: float = measuring(30.0, "trafilatura: time limit of one page, enforced by killing its worker", gt=0)
 
 
@@ -146,9 +147,9 @@ class Evaluation(Settings):
     max_perplexity: dict[str, float] = deciding({}, "level 2: absolute cap of perplexity per language")
     max_perplexity_ratio: float = deciding(10.0, "level 2: largest perplexity as a multiple of the sample's median in that language", gt=1)
     min_information: dict[str, float] = deciding(
-        {"en": 0.4, "zh": 0.6}, "level 2: smallest informativeness: bits per character under the language model times the share of distinct content"
+        {"en": 0.25, "zh": 0.2}, "level 2: smallest informativeness: bits per character under the language model times the share of distinct content"
     )
-    max_unreadable: dict[str, float] = deciding({"en": 0.4, "zh": 0.4}, "level 2: largest share of characters in garbled or unbroken text")
+    max_unreadable: dict[str, float] = deciding({"en": 0.3, "zh": 0.3}, "level 2: largest share of characters in garbled or unbroken text")
     min_chars: int = deciding(20, "level 3: shortest document, characters", ge=0)
     max_chars: int = deciding(5_000_000, "level 3: longest document, characters", ge=1)
     max_language_mismatch: float = deciding(0.05, "level 3, warning: largest share of documents that identification calls another language", ge=0, le=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numba
+import numpy as np
 
 from data_factory.characters import decode
 from data_factory.normalize_tables import (
@@ -22,11 +23,15 @@ from data_factory.normalize_tables import (
 )  # fmt: skip
 
 LOOK_AHEAD = 100  # bytes of a line searched for the bracket that would make `:(` no emoticon
+_TABLE_THROWN = np.frombuffer("︵".encode(), np.uint8)
+_TABLE = np.frombuffer("┻━┻".encode(), np.uint8)
 
 
 @numba.njit(cache=True, inline="always")
 def kind_of(table, point):  # type: ignore[no-untyped-def]
-    """Bits of a code point; `table` is `character_table(...)`. Beyond the second plane stand Han, then nothing that text needs."""
+    """Bits of a code point; `table` is `character_table(...)`. Beyond the second plane stand Han, then nothing that
+    text needs.
+    """
     if point < 0x20000:
         return table[point]
     if 0x2F800 <= point <= 0x2FA1F:  # compatibility forms
@@ -36,7 +41,9 @@ def kind_of(table, point):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def emoji_end(data, i, end, table):  # type: ignore[no-untyped-def]
-    """End of the emoji sequence that starts at data[i] (selectors, skin tones, tags, joined emoji); i when none starts."""
+    """End of the emoji sequence that starts at data[i] (selectors, skin tones, tags, joined emoji); i when none
+    starts.
+    """
     point, size = decode(data, i)
     flags = kind_of(table, point)
     j = i + size
@@ -75,7 +82,8 @@ def _closed(data, i, end, table):  # type: ignore[no-untyped-def]
 def _western_end(data, i, end, table, opened):  # type: ignore[no-untyped-def]
     """End of an emoticon such as :-) :( ;) :'( :D that starts at data[i], a colon or semicolon; i when none does.
 
-    `opened`: brackets opened and not closed on this line so far; a closing bracket that one of them waits for is no mouth.
+    `opened`: brackets opened and not closed on this line so far; a closing bracket that one of them waits for is no
+    mouth.
     """
     j = i + 1
     nose = j < end and (data[j] == 0x2D or (data[j] == 0x27 and data[i] == 0x3A))
@@ -142,8 +150,14 @@ def _is_face(points, m, faces):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
+def _same(data, i, wanted):  # type: ignore[no-untyped-def]
+    return np.array_equal(data[i : i + len(wanted)], wanted)
+
+
+@numba.njit(cache=True)
 def _kaomoji_end(data, i, end, faces, after_word, points):  # type: ignore[no-untyped-def]
-    """End of a bracketed face such as (^_^) or (╯°□°)╯︵ ┻━┻ whose bracket (or arm before it) is data[i]; i when none is.
+    """End of a bracketed face such as (^_^) or (╯°□°)╯︵ ┻━┻ whose bracket (or arm before it) is data[i]; i when
+    none is.
 
     `after_word`: a letter or digit stands before it. `points`: int32 scratch [16].
     """
@@ -181,13 +195,12 @@ def _kaomoji_end(data, i, end, faces, after_word, points):  # type: ignore[no-un
             point, size = decode(data, j)
             if point < 0x10000 and faces[point] & ARM_AFTER:
                 j += size
-    if j + 2 < end and data[j] == 0xEF and data[j + 1] == 0xB8 and data[j + 2] == 0xB5:  # ︵ and the table it throws
-        k = j + 3
+    k = j + len(_TABLE_THROWN)
+    if k <= end and _same(data, j, _TABLE_THROWN):
         if k < end and data[k] == 0x20:
             k += 1
-        if k + 8 < end and data[k + 1] == 0x94 and data[k] == 0xE2 and data[k + 4] == 0x94 and data[k + 7] == 0x94:
-            if data[k + 2] == 0xBB and data[k + 5] == 0x81 and data[k + 8] == 0xBB:
-                j = k + 9
+        if k + len(_TABLE) <= end and _same(data, k, _TABLE):
+            return k + len(_TABLE)
     return j
 
 
@@ -217,13 +230,16 @@ def _shrug_end(data, i, end):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def emoticon_end(data, i, end, table, faces, alone, after_word, opened, points):  # type: ignore[no-untyped-def]
-    """End of the emoticon that starts at data[i]; i when none does. `alone`: whitespace, Han or the line's start stands before."""
+    """End of the emoticon that starts at data[i]; i when none does.
+
+    `alone`: what stands before it: 2 whitespace or the line's start, 1 Han or a full-width mark, 0 anything else.
+    """
     first = data[i]
     if first == 0x28 or (first >= 0x80 and first != 0xC2):
         return _kaomoji_end(data, i, end, faces, after_word, points)
     if first == 0xC2:
         return _shrug_end(data, i, end)
-    if not alone or i + 1 >= end:
+    if alone == 0 or i + 1 >= end or (first == 0x3E and alone < 2):
         return i
     second = data[i + 1]
     if i + 2 < end:
@@ -232,10 +248,10 @@ def emoticon_end(data, i, end, table, faces, alone, after_word, opened, points):
         if second == 0x5F:  # ^_^ -_- T_T ;_; >_< o_O O_o
             known = (first == third and first in (0x5E, 0x2D, 0x54, 0x3B)) or (first == 0x3E and third == 0x3C)
             known = known or (first == 0x6F and third == 0x4F) or (first == 0x4F and third == 0x6F)
-        elif second == 0x2E or second == 0x2D or second == 0x6F:  # ^.^ ^-^ ^o^ >.<
+        elif second in (0x2E, 0x2D, 0x6F):  # ^.^ ^-^ ^o^ >.<
             known = (first == 0x5E and third == 0x5E) or (first == 0x3E and third == 0x3C and second == 0x2E)
         if known:
             return i + 3 if _closed(data, i + 3, end, table) else i
-    if first == 0x3A or first == 0x3B:
+    if first in (0x3A, 0x3B):
         return _western_end(data, i, end, table, opened)
     return i

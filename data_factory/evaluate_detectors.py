@@ -1,13 +1,14 @@
 """Detectors of the evaluation (DE): what one hit of fails a document, and the counts behind readability and topics.
 
-They share nothing with the rules of RF, neither code nor word lists: a check that repeats the filter's own test would always pass.
-Positions are byte ranges of T2. Masks of private data (<EMAIL>, <PHONE> ...) are no hits: they name no HTML tag and hold no data.
+They share nothing with the rules of RF, neither code nor word lists: a check that repeats the filter's own test would
+always pass. Positions are byte ranges of T2. Masks of private data (<EMAIL>, <PHONE> ...) are no hits: they name no
+HTML tag and hold no data.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,12 +24,19 @@ Hits = list[tuple[int, int]]  # character ranges
 # ---- privacy: e-mail addresses, telephone and identity-card numbers, labelled messenger accounts
 
 _AT = re.compile(r"[@＠]|\s?[\[(（]\s?at\s?[\])）]\s?", re.IGNORECASE)
-_LOCAL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._%+-]{0,62}[A-Za-z0-9_+-])?$")
-_DOMAIN = re.compile(r"(?:[A-Za-z0-9-]{1,63}(?:\.|\s?[\[(]dot[\])]\s?)){1,4}([A-Za-z]{2,24})(?![A-Za-z0-9-]|\.[A-Za-z0-9])", re.IGNORECASE)
+_LOCAL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._%+-]{0,62}[A-Za-z0-9_+-])?\Z")
+_DOMAIN = re.compile(
+    r"(?:[A-Za-z0-9-]{1,63}(?:\.|\s?[\[(]dot[\])]\s?)){1,4}([A-Za-z]{2,24})(?![A-Za-z0-9-]|\.[A-Za-z0-9])",
+    re.IGNORECASE,
+)
 # Names that RFC 2606 and RFC 6761 reserve, and file endings that make image@2x.png look like an address.
 _RESERVED = re.compile(r"(?:^|\.)(?:example(?:\.[a-z]+)?|test|invalid|localhost|local|internal)$", re.IGNORECASE)
-_FILE_ENDINGS = frozenset("png jpg jpeg gif svg webp css js ts jsx tsx json html htm xml md txt py rb java sh yml yaml service socket target".split())
-_ROLES = frozenset(("git", "hg", "svn"))  # git@host.org:path is an address of a repository
+_FILE_ENDINGS = frozenset((
+    "png", "jpg", "jpeg", "gif", "svg", "webp", "css", "js", "ts", "jsx", "tsx", "json", "html",
+    "htm", "xml", "md", "txt", "py", "rb", "java", "sh", "yml", "yaml", "service", "socket", "target",
+))  # fmt: skip
+# git@host.org:path is an address of a repository, this@Outer.field is Kotlin.
+_ROLES = frozenset(("git", "hg", "svn", "this", "super", "return", "break", "continue"))
 _BEFORE, _AFTER = r"(?<![A-Za-z0-9_./:=&#%+@-])", r"(?![A-Za-z0-9_/=-]|\.\d)"
 _PHONE = re.compile(
     rf"{_BEFORE}(?:"
@@ -39,7 +47,9 @@ _PHONE = re.compile(
     rf"){_AFTER}"
 )
 _FICTIONAL = re.compile(r"555[-.]01\d\d$")
-_CARD = re.compile(r"(?<![0-9A-Za-z])[1-9]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[0-9Xx](?![0-9A-Za-z])")
+_CARD = re.compile(
+    r"(?<![0-9A-Za-z])[1-9]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[0-9Xx](?![0-9A-Za-z])"
+)
 _ACCOUNT = re.compile(
     r"(?:QQ|企鹅)\s?(?:号|号码|群|群号)?\s?[:：]\s?[1-9]\d{4,10}(?!\d)"
     r"|(?:微信|WeChat|weixin|VX|V信)\s?(?:号|ID)?\s?[:：]\s?(?=[A-Za-z0-9_-]*[0-9_-])[A-Za-z][A-Za-z0-9_-]{5,19}",
@@ -49,11 +59,17 @@ _WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 
 
 def privacy(text: str) -> Hits:
-    """E-mail addresses (also written with [at] and [dot]), telephone numbers, valid identity-card numbers, labelled accounts."""
+    """E-mail addresses (also written with [at] and [dot]), telephone numbers, valid identity-card numbers, labelled
+    accounts."""
     hits = [*_emails(text)]
     if re.search(r"\d{4}", text):
         hits += [m.span() for m in _PHONE.finditer(text) if not _FICTIONAL.search(m[0])]
-        hits += [m.span() for m in _CARD.finditer(text) if "10X98765432"[sum(w * int(d) for w, d in zip(_WEIGHTS, m[0], strict=False)) % 11] == m[0][-1].upper()]
+        hits += [
+            m.span()
+            for m in _CARD.finditer(text)
+            if "10X98765432"[sum(w * int(d) for w, d in zip(_WEIGHTS, m[0], strict=False)) % 11] == m[0][-1].upper()
+        ]
+    if re.search(r"QQ|企鹅|微信|WeChat|weixin|VX|V信", text, re.IGNORECASE):
         hits += [m.span() for m in _ACCOUNT.finditer(text)]
     return sorted(hits)
 
@@ -90,13 +106,22 @@ _REMNANT = re.compile(
 _TRIGGER = re.compile(r"[<&]|javascript:|__doPost|_hmt|_gaq|document\.write", re.IGNORECASE)
 
 
-def remnants(text: str, lines: frozenset[str]) -> Hits:
-    """HTML and script remnants, and lines that are nothing but a function word of a page (`lines`: lower case, see page_*.txt)."""
+def remnants(text: str, lines: Mapping[str, bool]) -> Hits:
+    """HTML and script remnants, and lines that are nothing but a function word of a page.
+
+    `lines`: the words of `page_lines`, True where one alone is a hit; of the others two must stand on neighbouring
+    lines.
+    """
     hits = [m.span() for m in _REMNANT.finditer(text)] if _TRIGGER.search(text) else []
     start = 0
+    doubtful: tuple[int, int] | None = None  # on the last line that is not empty
     for line in text.split("\n"):
-        if len(line) <= 40 and line.strip(" \t\u3000|>»«<·•-").lower() in lines:
+        word = line.strip(" \t\u3000|>»«<·•-").lower() if len(line) <= 40 else line
+        known = lines.get(word)
+        if known or (known is False and doubtful is not None):
             hits.append((start, start + len(line)))
+        if word:
+            doubtful = None if known is None else (start, start + len(line))
         start += len(line) + 1
     return sorted(hits)
 
@@ -113,12 +138,12 @@ class Lexicon:
         self._automaton = ahocorasick_rs.AhoCorasick(self.phrases, store_patterns=False) if self.phrases else None
 
     def find(self, text: str) -> Hits:
-        """Character ranges of all hits."""
+        """Character ranges of all hits, overlapping ones too, by their end."""
         if self._automaton is None:
             return []
         lower = text.lower() if "İ" not in text else text.replace("İ", "I").lower()  # İ alone grows when lowered
         hits = []
-        for _, start, end in self._automaton.find_matches_as_indexes(lower, overlapping=False):
+        for _, start, end in self._automaton.find_matches_as_indexes(lower, overlapping=True):
             left, right = lower[start - 1 : start] if start else "", lower[end : end + 1]
             if not (_joined(left, lower[start]) or _joined(lower[end - 1], right)):
                 hits.append((start, end))
@@ -135,20 +160,27 @@ def read_words(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"word list {path} cannot be read ({error}): give a UTF-8 text file with one entry a line") from error
+        raise UserError(
+            f"word list {path} cannot be read ({error}): give a UTF-8 text file with one entry a line"
+        ) from error
     return [line.strip().lower() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def lexicon(name: str, more: Sequence[str] = ()) -> Lexicon:
     """The shipped lists `name`_en.txt and `name`_zh.txt together with the user's files."""
-    words = [word for path in [FOLDER / f"{name}_en.txt", FOLDER / f"{name}_zh.txt", *map(Path, more)] for word in read_words(path)]
+    words = [
+        word
+        for path in [FOLDER / f"{name}_en.txt", FOLDER / f"{name}_zh.txt", *map(Path, more)]
+        for word in read_words(path)
+    ]
     return Lexicon(list(dict.fromkeys(words)))
 
 
 @cache
-def page_lines() -> frozenset[str]:
-    """Function words of web pages that fail a document when they fill a line."""
-    return frozenset(read_words(FOLDER / "page_en.txt")) | frozenset(read_words(FOLDER / "page_zh.txt"))
+def page_lines() -> dict[str, bool]:
+    """Function words of web pages -> whether a line of one alone is a remnant (entries behind ~ are not)."""
+    entries = [*read_words(FOLDER / "page_en.txt"), *read_words(FOLDER / "page_zh.txt")]
+    return {entry.removeprefix("~"): not entry.startswith("~") for entry in entries}
 
 
 @dataclass(frozen=True)
@@ -160,7 +192,8 @@ class Topics:
     owner: tuple[int, ...]
 
     def of(self, text: str) -> str:
-        """The topic with the most distinct words in the first 5,000 characters, "other" below three (the first of equals)."""
+        """The topic with the most distinct words in the first 5,000 characters, "other" below three (the first of
+        equals)."""
         head = text[:5000].lower()
         found = np.zeros(len(self.names), np.int64)
         for number in {match[0] for match in self.automaton.find_matches_as_indexes(head, overlapping=False)}:
@@ -189,13 +222,14 @@ def topics() -> Topics:
 _GARBLED = re.compile(
     "\ufffd|[ÂÃâ][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹Œ‘’“”•–—˜™š›œ]|锟斤拷?|烫烫烫|屯屯屯|ï»¿|[\ue000-\uf8ff]|[äåæçèé][\u0080-\u00bf][\u0080-\u00bf]|(?:&#\\d{2,5};)"
 )
-_SENTENCE = re.compile(r"[^.!?。！？；;…\n]+")
+_SENTENCE = re.compile(r"[^.!?。！？；;…,，、\n]+")  # commas too: a long list is dull, not unreadable
 _LONG_WORD = re.compile(r"[A-Za-z]{45,}")
-LONGEST_SENTENCE = 600  # characters without an end mark or a line break
+LONGEST_SENTENCE = 600  # characters without any mark or line break
 
 
 def unreadable_share(text: str) -> float:
-    """Share of characters that a reader cannot use: ten a garbled sequence, sentences above LONGEST_SENTENCE, endless words.
+    """Share of characters that a reader cannot use: ten a garbled sequence, sentences above LONGEST_SENTENCE, endless
+    words.
 
     Code and formulas belong cut out of `text` before.
     """
@@ -220,14 +254,17 @@ def distinct_share(text: str, width: int = 12) -> float:
     return len(np.unique(keys)) / count
 
 
+_INLINE_CODE = re.compile(r"`[^`\n]{1,300}`")
+
+
 def outside(text: str, protected: Sequence[tuple[int, int]]) -> str:
-    """`text` with protected byte ranges blanked, character for character, so that positions stay."""
+    """`text` with protected byte ranges and `inline code` blanked, character for character, so that positions stay."""
     if not protected:
-        return text
+        return _INLINE_CODE.sub(lambda match: " " * len(match[0]), text) if "`" in text else text
     data = text.encode()
     parts, last = [], 0
     for start, end in protected:
         parts.append(data[last:start].decode(errors="ignore"))
         parts.append("".join("\n" if c == "\n" else " " for c in data[start:end].decode(errors="ignore")))
         last = end
-    return "".join(parts) + data[last:].decode(errors="ignore")
+    return outside("".join(parts) + data[last:].decode(errors="ignore"), ())

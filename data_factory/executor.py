@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, cast
 
 from ziya.errors import UserError
 
@@ -81,8 +81,11 @@ def _worker(connection: Connection, parent: int) -> None:
     while True:
         try:
             function, arguments = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
+        except Exception:  # the task does not unpickle here: our bug, not a death
+            connection.send(("bug", traceback.format_exc(), None))
+            continue
         try:
             value, usage = measured(function, *arguments)
             answer: tuple[str, Any, Usage | None] = ("done", value, usage)
@@ -135,8 +138,8 @@ class Pool:
                     waiting.append(number)
                     continue
                 self._busy[connection] = (process, number)
-            for connection in wait(list(self._busy)):
-                assert isinstance(connection, Connection)
+            for ready in wait(list(self._busy)):
+                connection = cast(Connection, ready)
                 process, number = self._busy.pop(connection)
                 try:
                     kind, value, usage = connection.recv()

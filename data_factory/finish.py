@@ -24,8 +24,6 @@ from data_factory.dedup.url_keys import url_keys
 from data_factory.documents import read_batches, table_writer
 from data_factory.language import language_codes
 from data_factory.rules import RULE, RULES, cut, privacy, thresholds
-from data_factory.rules.spans import FLOORS
-from ziya.errors import UserError
 
 # The pseudo-rule of corpus-wide frequent lines; its threshold is dedup.lines.max_documents.
 LINE_RULE = len(RULES) + 1
@@ -97,7 +95,7 @@ def build(table: pa.Table, config: DataConfig, out: Path) -> tuple[TextBatch, Sp
     t1, protected, spans = measure.document_batch(table)
     codes = language_codes(table["lang"].to_pylist())
     ruled = np.array([_steps(config, name) for name in table["source"].to_pylist()], bool).reshape(-1, 2)
-    frequent_path = out / "work" / "frequent_lines.npy"
+    frequent_path = out / "work" / "frequent_lines.bin"
     if config.dedup.lines.max_documents and frequent_path.exists():
         frequent = _frequent(str(frequent_path), frequent_path.stat().st_size)
         lines = dedup_lines.candidates(t1, protected, frequent, config.dedup.lines.min_chars)
@@ -200,18 +198,6 @@ def character_counts(batch: TextBatch) -> Any:
     starts = np.zeros(len(batch.data) + 1, np.int64)
     np.cumsum((batch.data & 0xC0) != 0x80, out=starts[1:])
     return np.diff(starts[batch.offsets])
-
-
-def check_floors(config: DataConfig) -> None:
-    """Refuse thresholds looser than what the detectors store: such candidates were never written."""
-    problems = []
-    for rule_id, limits in thresholds(config.rules).items():
-        for language, floor in FLOORS.get(rule_id, {}).items():
-            rule, limit = RULE[rule_id], limits.get(language)
-            if limit is not None and (limit < floor if rule.bad == "above" else limit > floor):
-                problems.append(f"rules.{rule_id}.{language} = {limit:g} is looser than the loosest stored candidate ({floor:g})")
-    if problems:
-        raise UserError(f"{'; '.join(problems)}: use a stricter threshold or off")
 
 
 def span_rule_id(number: int) -> str:

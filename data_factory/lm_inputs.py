@@ -1,4 +1,5 @@
-"""What `train-lm` reads: plain text, JSONL, Parquet and MediaWiki dumps, streamed as small lists of texts in a fixed order."""
+"""What `train-lm` reads: plain text, JSONL, Parquet and MediaWiki dumps, streamed as small lists of texts in a fixed
+order."""
 
 from __future__ import annotations
 
@@ -24,18 +25,28 @@ _SUFFIXES = (".txt", ".jsonl", ".ndjson", ".json", ".parquet", ".xml")
 
 
 def read_texts(inputs: Sequence[str], text_field: str) -> Iterator[list[str]]:
-    """Yield the texts of all inputs, some megabytes at a time.
+    """Yield the texts (T0, with protected marks) of all inputs, some megabytes at a time.
 
-    A text file is cut at line ends; JSONL and Parquet give one text a row, MediaWiki dumps one a page of the main namespace. Folders
-    are read in the order of their relative file names. UserError for what is missing, of an unknown kind, or damaged.
+    A text file is cut at line ends; JSONL and Parquet give one text a row, MediaWiki dumps one a page of the main
+    namespace. Folders are read in the order of their relative file names. UserError for what is missing, of an unknown
+    kind, or damaged.
     """
     for name in inputs:
         path = Path(name)
         if not path.exists():
             raise UserError(f"--input {name} does not exist")
-        files = sorted((file for file in path.rglob("*") if _kind(file)), key=lambda file: file.relative_to(path).as_posix()) if path.is_dir() else [path]
+        files = (
+            sorted(
+                (file for file in path.rglob("*") if _kind(file)), key=lambda file: file.relative_to(path).as_posix()
+            )
+            if path.is_dir()
+            else [path]
+        )
         if not files:
-            raise UserError(f"--input {name} holds no file that train-lm reads ({', '.join(_SUFFIXES)}, also {', '.join(_COMPRESSIONS)})")
+            raise UserError(
+                f"--input {name} holds no file that train-lm reads ({', '.join(_SUFFIXES)}, also "
+                f"{', '.join(_COMPRESSIONS)})"
+            )
         for file in files:
             kind = _kind(file)
             if kind == ".txt":
@@ -47,7 +58,10 @@ def read_texts(inputs: Sequence[str], text_field: str) -> Iterator[list[str]]:
             elif kind:
                 yield from _jsonl(file, text_field)
             else:
-                raise UserError(f"--input {file}: unknown kind of file; train-lm reads {', '.join(_SUFFIXES)}, also {', '.join(_COMPRESSIONS)}")
+                raise UserError(
+                    f"--input {file}: unknown kind of file; train-lm reads {', '.join(_SUFFIXES)}, also "
+                    f"{', '.join(_COMPRESSIONS)}"
+                )
 
 
 def _kind(path: Path) -> str:
@@ -77,15 +91,26 @@ def _line_blocks(path: Path) -> Iterator[tuple[int, list[bytes]]]:
                 yield number, lines
                 number += len(lines)
     except (OSError, EOFError, zstandard.ZstdError) as error:
-        raise UserError(f"--input {path} is damaged after line {number - 1} ({error}): restore it or leave it out") from error
+        raise UserError(
+            f"--input {path} is damaged after line {number - 1} ({error}): restore it or leave it out"
+        ) from error
+
+
+def _marked(text: str) -> str:
+    """T0 as the factory makes it of plain text: stray marks removed, fenced code and formulas marked."""
+    from data_factory.extract import mark_fences
+
+    return mark_fences(text.replace("\x02", "").replace("\x03", ""))
 
 
 def _plain(path: Path) -> Iterator[list[str]]:
     for number, lines in _line_blocks(path):
         try:
-            yield [b"".join(lines).decode()]
+            yield [_marked(b"".join(lines).decode())]
         except UnicodeDecodeError as error:
-            raise UserError(f"--input {path} is not UTF-8 at or after line {number} ({error.reason}): convert it") from error
+            raise UserError(
+                f"--input {path} is not UTF-8 at or after line {number} ({error.reason}): convert it"
+            ) from error
 
 
 def _jsonl(path: Path, text_field: str) -> Iterator[list[str]]:
@@ -97,11 +122,15 @@ def _jsonl(path: Path, text_field: str) -> Iterator[list[str]]:
             try:
                 row = orjson.loads(line)
             except orjson.JSONDecodeError as error:
-                raise UserError(f"--input {path} line {number} is not valid JSON ({error}): repair or remove the line") from error
+                raise UserError(
+                    f"--input {path} line {number} is not valid JSON ({error}): repair or remove the line"
+                ) from error
             text = row.get(text_field) if isinstance(row, dict) else None
             if not isinstance(text, str):
-                raise UserError(f"--input {path} line {number} has no text in {text_field!r}: name the field with --text-field")
-            texts.append(text)
+                raise UserError(
+                    f"--input {path} line {number} has no text in {text_field!r}: name the field with --text-field"
+                )
+            texts.append(_marked(text))
         yield texts
 
 
@@ -109,11 +138,16 @@ def _parquet(path: Path, text_field: str) -> Iterator[list[str]]:
     try:
         with pq.ParquetFile(path) as file:
             if text_field not in file.schema_arrow.names:
-                raise UserError(f"--input {path} has no column {text_field!r} (columns: {', '.join(file.schema_arrow.names)}): give --text-field")
+                raise UserError(
+                    f"--input {path} has no column {text_field!r} (columns: {', '.join(file.schema_arrow.names)}): "
+                    f"give --text-field"
+                )
             for batch in file.iter_batches(batch_size=256, columns=[text_field], use_threads=False):
-                yield [text for text in batch.column(0).to_pylist() if isinstance(text, str)]
+                yield [_marked(text) for text in batch.column(0).to_pylist() if isinstance(text, str)]
     except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"--input {path} cannot be read as Parquet ({' '.join(str(error).split())}): restore it or leave it out") from error
+        raise UserError(
+            f"--input {path} cannot be read as Parquet ({' '.join(str(error).split())}): restore it or leave it out"
+        ) from error
 
 
 def _mediawiki(path: Path) -> Iterator[list[str]]:

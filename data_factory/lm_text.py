@@ -1,10 +1,10 @@
 """What a language model sees: the one function that turns T1 into lines, shared by training and by scoring.
 
-After cc_net (rules.md Q09): lower case; accents stripped; every digit becomes 0; typographic and full-width punctuation becomes
-ASCII; whitespace runs become one space; one line of the document is one line of the model, empty lines fall away. Where we differ
-from cc_net, and why: only marks that combine with Latin, Greek and Cyrillic letters are stripped (dropping every mark, as cc_net does,
-destroys Indic vowels and turns が into か); lines above MAX_LINE_BYTES are cut, behind a sentence end or a space where one is near, so
-that a page without line breaks costs linear time.
+After cc_net (rules.md Q09): lower case; accents stripped; every digit becomes 0; typographic and full-width punctuation
+becomes ASCII; whitespace runs become one space; one line of the document is one line of the model, empty lines fall
+away. Where we differ from cc_net, and why: only marks that combine with Latin, Greek and Cyrillic letters are stripped
+(dropping every mark, as cc_net does, destroys Indic vowels and turns が into か); lines above MAX_LINE_BYTES are cut,
+behind a sentence end or a space where one is near, so that a page without line breaks costs linear time.
 """
 
 from __future__ import annotations
@@ -25,19 +25,37 @@ MAX_LINE_BYTES = 4000  # of input; SentencePiece's trainer skips lines above 4,1
 _SOFT_LINE_BYTES = 3000  # from here on a line ends behind the next sentence end or space
 
 _DROP, _SPACE, _NEWLINE = -1, -2, -3
-# Code point of punctuation -> ASCII (cc_net's table, with the paired quotes and dashes that it lacks).
-_PUNCTUATION = {
-    "，": ",", "。": ".", "、": ",", "„": '"', "”": '"', "“": '"', "‟": '"', "«": '"', "»": '"', "「": '"', "」": '"', "『": '"', "』": '"',
-    "《": '"', "》": '"', "〝": '"', "〞": '"', "＂": '"', "´": "'", "`": "'", "‘": "'", "’": "'", "‚": "'", "‛": "'", "′": "'", "＇": "'",
-    "∶": ":", "：": ":", "？": "?", "！": "!", "（": "(", "）": ")", "；": ";", "–": "-", "—": "-", "―": "-", "−": "-", "‐": "-", "‑": "-",
-    "‒": "-", "━": "-", "－": "-", "．": ".", "｡": ".", "～": "~", "…": ".", "〈": "<", "〉": ">", "＜": "<", "＞": ">", "【": "[", "】": "]",
-    "〔": "[", "〕": "]", "［": "[", "］": "]", "％": "%", "·": ".", "・": ".", "•": ".", "／": "/", "｜": "|", "＋": "+", "＝": "=",
-}  # fmt: skip
+# ASCII and the punctuation that becomes it (cc_net's table, with the paired quotes and dashes that it lacks).
+_FOLDED = (
+    (",", "，、"),
+    (".", "。．｡…·・•"),
+    ('"', "„”“‟«»「」『』《》〝〞＂"),
+    ("'", "´`‘’‚‛′＇"),
+    (":", "∶："),
+    ("?", "？"),
+    ("!", "！"),
+    ("(", "（"),
+    (")", "）"),
+    (";", "；"),
+    ("-", "–—―−‐‑‒━－"),
+    ("~", "～"),
+    ("<", "〈＜"),
+    (">", "〉＞"),
+    ("[", "【〔［"),
+    ("]", "】〕］"),
+    ("%", "％"),
+    ("/", "／"),
+    ("|", "｜"),
+    ("+", "＋"),
+    ("=", "＝"),
+)
+_PUNCTUATION = {mark: ascii_mark for ascii_mark, marks in _FOLDED for mark in marks}
 
 
 @cache
 def mapping() -> npt.NDArray[np.int32]:
-    """int32 [TABLE_SIZE]: code point -> code point that replaces it, or _DROP, _SPACE, _NEWLINE. Later planes map to themselves."""
+    """int32 [TABLE_SIZE]: code point -> code point that replaces it, or _DROP, _SPACE, _NEWLINE. Later planes map to
+    themselves."""
     lower = lower_table()
     result = lower.copy()
     for point in range(TABLE_SIZE):
@@ -45,7 +63,7 @@ def mapping() -> npt.NDArray[np.int32]:
         category = unicodedata.category(character)
         if character in "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029":
             result[point] = _NEWLINE
-        elif character == "\t" or category == "Zs":
+        elif character in "\t▁" or category == "Zs":  # ▁ stands for a space in SentencePiece
             result[point] = _SPACE
         elif category in ("Cc", "Cf", "Co", "Cs", "Cn") or 0x300 <= point <= 0x36F or 0xFE00 <= point <= 0xFE0F:
             result[point] = _DROP
@@ -68,7 +86,8 @@ def mapping() -> npt.NDArray[np.int32]:
 
 @dataclass(frozen=True)
 class Lines:
-    """`m` normalised lines. `data`: uint8, lines end to end, each closed by a newline; `offsets`: int64 [m + 1], line j with its
+    """`m` normalised lines. `data`: uint8, lines end to end, each closed by a newline; `offsets`: int64 [m + 1], line j
+    with its
     newline is data[offsets[j]:offsets[j + 1]]; `document`: int32 [m], not decreasing, the document of each line."""
 
     data: U8
@@ -118,22 +137,22 @@ def _normalise(data, offsets, mapping, flags, out, line_ends, line_document):  #
             pending = False  # a space is due before the next character
             while i < end:
                 point, length = decode(data, i)
-                target = mapping[point] if point < 0x20000 else point
-                if target == -3:
+                target = mapping[point] if point < TABLE_SIZE else point
+                if target == _NEWLINE:
                     i += length
                     break
                 # A cut leaves the character to the next line, so every line holds at least one character.
-                if i - start_in >= 3000 and i > start_in:
-                    if i - start_in + length > 4000:
+                if i - start_in >= _SOFT_LINE_BYTES and i > start_in:
+                    if i - start_in + length > MAX_LINE_BYTES:
                         break
                     previous = i - 1
                     while data[previous] & 0xC0 == 0x80:
                         previous -= 1
                     before, _ = decode(data, previous)
-                    if target == -2 or (before < 0x20000 and flags[before] & 2048):
+                    if target == _SPACE or (before < TABLE_SIZE and flags[before] & END_MARK):
                         break
                 i += length
-                if target == -2:
+                if target == _SPACE:
                     pending = size > start_out
                 elif target >= 0:
                     if pending:
@@ -155,18 +174,17 @@ def _most_lines(data, documents):  # type: ignore[no-untyped-def]
     """An upper bound of the lines: line-breaking bytes (a lone E2 or C2 counted too), cuts, and one a document."""
     breaks = 0
     for byte in data:
-        if byte < 32 or byte == 0xE2 or byte == 0xC2:
+        if byte < 32 or byte in (0xC2, 0xE2):
             breaks += 1
-    return breaks + len(data) // 2996 + documents + 1
+    return breaks + len(data) // (_SOFT_LINE_BYTES - 4) + documents + 1
 
 
 def lm_lines(t1: TextBatch) -> Lines:
     """The lines that a language model trains on and scores, of a batch of T1 (rules.md Q09; see the module text).
 
-    The result depends on each document alone, never on its neighbours in the batch. Lines that are short enough to stay whole do not
-    change when they are normalised again.
+    The result depends on each document alone, never on its neighbours in the batch. Lines that are short enough to stay
+    whole do not change when they are normalised again.
     """
-    assert END_MARK == 2048
     data = np.ascontiguousarray(t1.data)
     bound = int(_most_lines(data, len(t1)))
     out = np.empty(len(data) * 3 // 2 + bound + 16, np.uint8)

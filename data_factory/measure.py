@@ -6,7 +6,6 @@ here) -> Traditional to Simplified = T1 -> features, lexicon hits, candidate spa
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -96,8 +95,8 @@ class MeasureJob:
 class Clock:
     """CPU seconds and bytes per sub-step of a unit."""
 
-    cpu: Counter[str] = field(default_factory=Counter)
-    bytes: Counter[str] = field(default_factory=Counter)
+    cpu: dict[str, float] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
     _start: float = 0.0
 
     def start(self) -> None:
@@ -107,8 +106,8 @@ class Clock:
     def lap(self, name: str, size: int) -> None:
         """Book the time since the last lap under `name`, for `size` bytes seen."""
         now = time.process_time()
-        self.cpu[name] += now - self._start
-        self.bytes[name] += size
+        self.cpu[name] = self.cpu.get(name, 0.0) + now - self._start
+        self.bytes[name] = self.bytes.get(name, 0) + size
         self._start = now
 
 
@@ -148,22 +147,6 @@ def record_text(record: Record, read: Read) -> str:
     return extract.mark_fences(text)
 
 
-def strip_marks(batch: TextBatch) -> tuple[TextBatch, Spans]:
-    """Protected spans of marked texts, for sources that are not normalised: nothing but the marks changes."""
-    texts, rows = [], []
-    for number, text in enumerate(batch.strings()):
-        pieces, size = [], 0
-        for position, piece in enumerate(re.split("[\x02\x03]", text)):
-            length = len(piece.encode())
-            if position % 2 and length:  # marks alternate, so every second piece is protected
-                rows.append((number, size, size + length))
-            pieces.append(piece)
-            size += length
-        texts.append("".join(pieces))
-    table = np.array(rows, np.int32).reshape(-1, 3)
-    return TextBatch.from_strings(texts), Spans.plain(table[:, 0], table[:, 1], table[:, 2])
-
-
 def count_records(job: MeasureJob) -> int:
     """How many records (damage included) the unit yields when it is only read; used to find one that kills its worker."""
     return sum(1 for _ in read_unit(job.unit, job.source, job.config.read, Counter()))
@@ -194,6 +177,17 @@ def measure_unit(job: MeasureJob) -> tuple[dict[str, Any], dict[str, Any]]:
     measurer.write_characters(paths[4])
     clock = measurer.clock
     return {"counts": counts, "other": dict(sorted(measurer.counts.items()))}, {"cpu": dict(clock.cpu), "bytes": dict(clock.bytes)}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measured batch: rows to write and what the unit keeps of it (documents with T1, line keys, character counts)."""
+
+    tables: list[tuple[str, pa.Table]]
+    documents: int
+    lines: Any
+    points: Any
+    counts: Any
 
 
 class UnitMeasurer:
@@ -247,12 +241,29 @@ class UnitMeasurer:
             "drop": [record.drop for record in whole],
             "drop_value": [record.drop_value for record in whole],
         }
+        measured: list[tuple[str, pa.Table]] = []
+        if whole:
+            try:
+                measured = self._commit(self._measure(whole, texts, prompts, fixed))
+            except Exception:  # something in this batch breaks a measuring step: find out what, one record at a time
+                for i, record in enumerate(whole):
+                    alone = {name: values[i : i + 1] for name, values in fixed.items()}
+                    try:
+                        measured += self._commit(self._measure([record], texts[i : i + 1], prompts[i : i + 1], alone))
+                    except Exception as error:
+                        damages.append((record.offset, record.length, f"measuring failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"))
         if damages:
             columns = list(zip(*damages, strict=True))
             arrays = [pa.array([self.job.unit.label] * len(damages)), *(pa.array(column) for column in columns)]
             yield "quarantine", pa.table(arrays, names=documents.QUARANTINE.names)
-        if whole:
-            yield from self._measure(whole, texts, prompts, fixed)
+        yield from measured
+
+    def _commit(self, measured: Measured) -> list[tuple[str, pa.Table]]:
+        """Take over the side products of a batch that was measured to its end; returns its tables."""
+        self.document_rows += measured.documents
+        self.lines.append(measured.lines)
+        self.characters.update(dict(zip(measured.points.tolist(), measured.counts.tolist(), strict=True)))
+        return measured.tables
 
     def _extract(self, records: list[Record], damages: list[tuple[int, int, str]]) -> tuple[list[str], list[str], list[Record]]:
         """T0 (and prompts) of the records that can be read; a record that fails alone goes to quarantine alone."""
@@ -277,10 +288,10 @@ class UnitMeasurer:
         batch = TextBatch.from_strings(texts)
         settings = self.config.normalize
         if "normalize" not in self.source.steps:
-            return strip_marks(batch)
+            return normalize.strip_marks(batch)
         return normalize.clean(batch, settings)
 
-    def _measure(self, records: list[Record], texts: list[str], prompts: list[str], fixed: dict[str, list[Any]]) -> Iterator[tuple[str, pa.Table]]:
+    def _measure(self, records: list[Record], texts: list[str], prompts: list[str], fixed: dict[str, list[Any]]) -> Measured:
         n = len(records)
         config, clock = self.config, self.clock
         clock.start()
@@ -305,7 +316,6 @@ class UnitMeasurer:
             batch, protected = take(batch, protected, alive)
         codes = language.language_codes([langs[i] for i in alive])
         points, counts = count_characters(batch)
-        self.characters.update(dict(zip(points.tolist(), counts.tolist(), strict=True)))
         clock.lap("characters", int(batch.offsets[-1]))
         if config.normalize.to_simplified and "normalize" in self.source.steps:
             batch, protected = normalize.simplify(batch, protected, codes == 1)
@@ -325,13 +335,14 @@ class UnitMeasurer:
         clock.lap("perplexity", bytes_seen)
         found = dedup_lines.line_keys(batch, protected, config.dedup.lines.min_chars)
         high, low = dedup_keys.exact_keys(batch, protected)
-        self.lines.append(dedup_lines.UnitLines.rows(found, (high, low)))
+        lines = dedup_lines.UnitLines.rows(found, (high, low))
         clock.lap("lines", bytes_seen)
         row_numbers = np.full(n, -1, np.int32)
         row_numbers[alive] = self.document_rows + np.arange(len(alive), dtype=np.int32)
-        self.document_rows += len(alive)
+        tables: list[tuple[str, pa.Table]] = []
         if len(alive):
-            yield "documents", document_table(fixed, self.source.name, records, alive, langs, batch, protected, spans, prompt_bytes[: len(alive)])
+            rows = document_table(fixed, self.source.name, records, alive, langs, batch, protected, spans, prompt_bytes[: len(alive)])
+            tables.append(("documents", rows))
         text_bytes = np.zeros(n, np.int64)
         text_bytes[alive] = batch.lengths()
         everything: dict[str, Any] = {
@@ -347,8 +358,9 @@ class UnitMeasurer:
             **self.url_lists.measure(fixed["url"]),
             **{name: spread(features[name], alive, n, 0.0) for name in FEATURE_COLUMNS},
         }
-        yield "measurements", pa.table([pa.array(everything[name]) for name in MEASUREMENTS.names], names=MEASUREMENTS.names)
+        tables.append(("measurements", pa.table([pa.array(everything[name]) for name in MEASUREMENTS.names], names=MEASUREMENTS.names)))
         clock.lap("tables", size)
+        return Measured(tables, len(alive), lines, points, counts)
 
     def _join_prompts(self, batch: TextBatch, protected: Spans, prompts: list[str], codes: np.ndarray[Any, Any]) -> tuple[TextBatch, Spans, Any]:
         """Supervised documents: normalise the prompts too, then join prompt and answer by the template."""

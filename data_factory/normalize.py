@@ -3,21 +3,25 @@
 What `clean` does outside protected spans (rule P15; Ziya2 section DP):
 
 - Unicode form (NFC by default), run only on documents in which some character could change.
-- Removed: control, format and zero-width characters, byte order marks, soft hyphens, private use and unassigned code points, and
-  variation selectors. Kept: ZWJ and ZWNJ between two Arabic or Indic letters, where they are spelling; U+FFFD, because rules
-  count it as evidence of damage.
-- Emoji (when `remove_emoji`): characters whose default presentation is emoji, pictographs, regional indicators, keycaps, skin
-  tones, joined and tagged sequences, and text symbols such as U+2714 when selector 16 makes them emoji. Symbols that text uses
-  as such stay (stars, check marks, arrows, copyright signs, dingbat digits, trigrams). Emoticons: :-) :( ;) :D and the like
-  between spaces, Han or marks and never where their bracket closes or opens another one; ^_^ -_- T_T >_< o_O; bracketed faces
-  of two equal eyes around a mouth. An emoji between two words of a spaced script leaves one space.
-- Whitespace: CRLF, CR, NEL, VT, FF, U+2028 and U+2029 become line feeds; runs of other whitespace become one space; lines are
-  trimmed; at most one blank line stays. Spaces between two of Han and full-width punctuation go; between Han and Latin one stays.
-- A run of one punctuation mark or symbol is cut to `max_repeated_punctuation`; … and — (halves of one mark) to two; . - = * _ ` ~
-  to no fewer than three (ellipses, Markdown rules and fences); # that starts a line to six (headings); | is left alone in lines
-  that start with | (empty table cells). Brackets, backslashes and U+FFFD are never shortened.
+- Removed: control, format and zero-width characters, byte order marks, soft hyphens, private use and unassigned
+  code points, and variation selectors. Kept: ZWJ and ZWNJ between two Arabic or Indic letters, where they are
+  spelling; U+FFFD, because rules count it as evidence of damage.
+- Emoji (when `remove_emoji`): characters whose default presentation is emoji, pictographs, regional indicators,
+  keycaps, skin tones, joined and tagged sequences, and text symbols such as U+2714 when selector 16 makes them
+  emoji. Symbols that text uses as such stay (stars, check marks, arrows, copyright signs, dingbat digits,
+  trigrams). Emoticons: :-) :( ;) :D and the like between spaces, Han or marks and never where their bracket closes
+  or opens another one; ^_^ -_- T_T >_< o_O; bracketed faces of two equal eyes around a mouth. An emoji between two
+  words of a spaced script leaves one space.
+- Whitespace: CRLF, CR, NEL, VT, FF, U+2028 and U+2029 become line feeds; runs of other whitespace become one space;
+  lines are trimmed; at most one blank line stays. Spaces between two of Han and full-width punctuation go; between
+  Han and Latin one stays.
+- A run of one punctuation mark or symbol is cut to `max_repeated_punctuation`; … and — (halves of one mark) to two;
+  . - = * _ ` ~ to no fewer than three (ellipses, Markdown rules and fences); # that starts a line to six
+  (headings); | is left alone in lines that start with | (empty table cells). Brackets, backslashes and U+FFFD are
+  never shortened.
 
-Inside protected spans only line ends change: carriage returns before a line feed go. Cleaning a cleaned text changes nothing.
+Inside protected spans only line ends change: carriage returns before a line feed go. Cleaning a cleaned text
+changes nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +60,9 @@ def _in_form(text: bytes, form: Form) -> bytes:
     if unicodedata.is_normalized(form, string):
         return text
     parts = _MARKED.split(string)
-    return "".join(part if number % 2 else unicodedata.normalize(form, part) for number, part in enumerate(parts)).encode()
+    return "".join(
+        part if number % 2 else unicodedata.normalize(form, part) for number, part in enumerate(parts)
+    ).encode()
 
 
 def _batch(texts: list[bytes]) -> TextBatch:
@@ -109,7 +115,8 @@ def _settle(batch: TextBatch, status: U8, settings: Normalize) -> TextBatch:
 
 
 def clean(t0: TextBatch, settings: Normalize) -> tuple[TextBatch, Spans]:
-    """Normalise T0, whose protected texts stand between U+0002 and U+0003; returns T1 without marks and the protected spans.
+    """Normalise T0, whose protected texts stand between U+0002 and U+0003; returns T1 without marks and the
+    protected spans.
 
     The module's docstring says what changes. Valid UTF-8 in, valid UTF-8 out; the number of documents stays, texts may
     become empty. clean(clean(x)) = clean(x) when the marks are set again (emoticons nested more than `_MAX_ROUNDS` deep
@@ -163,9 +170,11 @@ _SEPARATOR = 0x02  # T1 has none; no dictionary entry holds a control character,
 
 
 def simplify(t1: TextBatch, protected: Spans, zh: npt.NDArray[np.bool_]) -> tuple[TextBatch, Spans]:
-    """Traditional -> Simplified in the documents where `zh` (bool [n]) holds, outside protected spans; spans are moved along.
+    """Traditional -> Simplified in the documents where `zh` (bool [n]) holds, outside protected spans; spans are
+    moved along.
 
-    Documents without a character that only Traditional text uses keep their bytes. All others go through OpenCC t2s in one call.
+    Documents without a character that only Traditional text uses keep their bytes. All others go through OpenCC t2s
+    in one call.
     """
     rows = protected.row_offsets(len(t1))
     chosen = np.zeros(len(t1), np.bool_)
@@ -173,7 +182,9 @@ def simplify(t1: TextBatch, protected: Spans, zh: npt.NDArray[np.bool_]) -> tupl
     if not chosen.any():
         return t1, protected
     outside = np.empty(int(t1.lengths()[chosen].sum()) + int(chosen.sum()) + len(protected), np.uint8)
-    size, pieces = k.gather_unprotected(t1.data, t1.offsets, chosen, rows, protected.start, protected.end, _SEPARATOR, outside)
+    size, pieces = k.gather_unprotected(
+        t1.data, t1.offsets, chosen, rows, protected.start, protected.end, _SEPARATOR, outside
+    )
     text = outside[:size].tobytes()
     converted = np.frombuffer(super(OpenCC, converter()).convert(text, size).encode(), np.uint8)
     if np.count_nonzero(converted == _SEPARATOR) != pieces:
@@ -182,6 +193,17 @@ def simplify(t1: TextBatch, protected: Spans, zh: npt.NDArray[np.bool_]) -> tupl
     offsets = np.zeros(len(t1) + 1, np.int64)
     start, end = protected.start.copy(), protected.end.copy()
     total = k.scatter_unprotected(
-        t1.data, t1.offsets, chosen, rows, protected.start, protected.end, _SEPARATOR, converted, out, offsets, start, end
+        t1.data,
+        t1.offsets,
+        chosen,
+        rows,
+        protected.start,
+        protected.end,
+        _SEPARATOR,
+        converted,
+        out,
+        offsets,
+        start,
+        end,
     )
     return TextBatch(out[:total], offsets), Spans(protected.doc, start, end, protected.rule, protected.value)

@@ -30,7 +30,9 @@ DIRTY, UNSETTLED = 1, 2  # status bits of a document: look again; ask for its Un
 
 @numba.njit(cache=True, inline="always")
 def _longest_run(point, limit, line_first):  # type: ignore[no-untyped-def]
-    """How many of one mark may stand in a row. … and — are halves of one mark; . - = * _ ` ~ # mean something in threes."""
+    """How many of one mark may stand in a row. … and — are halves of one mark; . - = * _ ` ~ # mean something in
+    threes.
+    """
     if point in (0x2026, 0x2014, 0x2015):
         return 2
     if point == 0x23 and line_first == 0x23:
@@ -44,7 +46,8 @@ def _longest_run(point, limit, line_first):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def clean_pass(data, offsets, table, faces, remove_emoji, limit, out, out_offsets, status):  # type: ignore[no-untyped-def]
-    """One pass over a batch with marks; writes `out`, `out_offsets` [n + 1] and `status` [n]; `out` is as long as `data`.
+    """One pass over a batch with marks; writes `out`, `out_offsets` [n + 1] and `status` [n]; `out` is as long as
+    `data`.
 
     Whitespace is held back (`spaces`, `newlines`) until the next visible character decides what becomes of it.
     """
@@ -111,10 +114,12 @@ def clean_pass(data, offsets, table, faces, remove_emoji, limit, out, out_offset
                             o += 1
                             tail = tail + 1 if data[k] == 0x0A else 0
                             if data[k] == 0x0A:
-                                opened = 0
+                                line_first, opened = 2, 0
                         out[o] = 0x03
                         o += 1
                         spaces, gap, newlines, prev, prev_flags, run = False, False, 0, 0, numba.uint16(0), 0
+                    else:  # marks around nothing: what stood on both sides now meets
+                        state |= DIRTY
                     i = j + 1 if byte == 0x02 else i + 1
                     continue
                 if flags & JOINER:
@@ -126,22 +131,23 @@ def clean_pass(data, offsets, table, faces, remove_emoji, limit, out, out_offset
                         state |= DIRTY
                         i += size
                         continue
-                elif flags & (EMOJI | TEXT_EMOJI | KEYCAP):
+                elif flags & (EMOJI | TEXT_EMOJI) or (
                     # digits are frequent: only those before a byte that starts U+FE0F or U+20E3 are looked at
-                    if not flags & KEYCAP or (i + 1 < end and data[i + 1] in (0xEF, 0xE2)):
-                        stop = emoji_end(data, i, end, table)
-                        if stop > i and remove_emoji:
-                            gap = True
-                            state |= DIRTY
-                            i = stop
-                            continue
-                        if stop > i:
-                            size = stop - i
-                            flags = numba.uint16(0)
-                            point = numba.int32(1)
+                    flags & KEYCAP and i + 1 < end and data[i + 1] in (0xEF, 0xE2)
+                ):
+                    stop = emoji_end(data, i, end, table)
+                    if stop > i and remove_emoji:
+                        gap = True
+                        state |= DIRTY
+                        i = stop
+                        continue
+                    if stop > i:
+                        size = stop - i
+                        flags = numba.uint16(0)
+                        point = numba.int32(1)
                 if flags & STARTER and remove_emoji:
                     pending = spaces or newlines > 0
-                    alone = pending or o == begin or tail > 0 or (prev_flags & WIDE) != 0
+                    alone = 2 if pending or o == begin or tail > 0 else 1 if prev_flags & WIDE else 0
                     after_word = not pending and (prev_flags & WORD) != 0
                     balance = 0 if newlines > 0 else opened
                     stop = emoticon_end(data, i, end, table, faces, alone, after_word, balance, points)
@@ -199,7 +205,7 @@ def clean_pass(data, offsets, table, faces, remove_emoji, limit, out, out_offset
                     if byte == 0x20:
                         if following >= 0x80 or table[following] != WORD:
                             break
-                    elif kind != WORD and (kind != WORD | STARTER or following == 0x5F):
+                    elif kind != WORD and (kind != (WORD | STARTER) or following == 0x5F):
                         break
                     else:
                         prev = numba.int32(byte)
@@ -222,7 +228,9 @@ def clean_pass(data, offsets, table, faces, remove_emoji, limit, out, out_offset
 
 @numba.njit(cache=True)
 def strip_marks(data, offsets, out, out_offsets, doc, start, end):  # type: ignore[no-untyped-def]
-    """Drop the marks of a batch: writes `out`, `out_offsets` [n + 1] and one span per marked text; returns (bytes, spans)."""
+    """Drop the marks of a batch: writes `out`, `out_offsets` [n + 1] and one span per marked text; returns (bytes,
+    spans).
+    """
     o = 0
     m = 0
     for d in range(len(offsets) - 1):
@@ -270,7 +278,9 @@ def find_documents(data, offsets, wanted, row_offsets, start, end, points, found
 
 @numba.njit(cache=True)
 def gather_unprotected(data, offsets, chosen, row_offsets, start, end, separator, out):  # type: ignore[no-untyped-def]
-    """Write what stands outside the spans of the chosen documents, a separator after every piece; returns (bytes, pieces)."""
+    """Write what stands outside the spans of the chosen documents, a separator after every piece; returns (bytes,
+    pieces).
+    """
     o, pieces = 0, 0
     for d in range(len(offsets) - 1):
         if not chosen[d]:
@@ -289,8 +299,12 @@ def gather_unprotected(data, offsets, chosen, row_offsets, start, end, separator
 
 
 @numba.njit(cache=True)
-def scatter_unprotected(data, offsets, chosen, row_offsets, start, end, separator, pieces, out, out_offsets, new_start, new_end):  # type: ignore[no-untyped-def]  # noqa: E501
-    """Put the pieces of `gather_unprotected` back between the spans; writes the batch `out` and moved spans; returns its bytes."""
+def scatter_unprotected(  # type: ignore[no-untyped-def]
+    data, offsets, chosen, row_offsets, start, end, separator, pieces, out, out_offsets, new_start, new_end
+):
+    """Put the pieces of `gather_unprotected` back between the spans; writes the batch `out` and moved spans;
+    returns its bytes.
+    """
     o, p = 0, 0
     for d in range(len(offsets) - 1):
         out_offsets[d] = o

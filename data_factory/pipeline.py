@@ -20,7 +20,7 @@ from data_factory.config import DataConfig
 from data_factory.dedup import lines as dedup_lines
 from data_factory.perplexity import Scorer
 from data_factory.report import summary as reporting
-from data_factory.rules import RULES, thresholds
+from data_factory.rules import RULES, spans, thresholds
 from data_factory.run_state import RunState, setting_values
 from data_factory.steps import Steps
 from ziya import config as settings
@@ -29,7 +29,8 @@ from ziya.files import write_json
 from ziya.manifest import identity
 from ziya.progress import log
 
-MEMORY_ROWS = 4_000_000
+# Rows of narrow tables in memory at a time: about 300 bytes each in the widest pass of deduplication.
+MEMORY_ROWS = 500_000
 
 
 def run(config: DataConfig, out: Path, workers: int, limit: int | None, restart: bool) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def check(config: DataConfig) -> None:
                 f"no language model for {', '.join(missing)}: train one with `ziya-data train-lm --lang {missing[0]} ...` and set scoring.models.{missing[0]}, "
                 f"take {missing[0]} out of language.keep, or set scoring.enabled=false"
             )
-    finish.check_floors(config)
+    spans.check_floors(thresholds(config.rules))
 
 
 def measure_all(config: DataConfig, out: Path, todo: Sequence[units.Unit], steps: Steps) -> list[str]:
@@ -86,7 +87,7 @@ def measure_all(config: DataConfig, out: Path, todo: Sequence[units.Unit], steps
     for job in jobs:  # rewritten files have other sizes: their markers follow
         if job.name in fixes:
             steps.markers.finish("measure", job.name, steps.unit_identity(job), job.outputs(), results[job.name])
-    frequent = out / "work" / "frequent_lines.npy"
+    frequent = out / "work" / "frequent_lines.bin"
     parts = [out / "work" / "lines" / f"{name}.npy" for name in names]
     steps.once("lines", steps.state.measured, lambda: int(dedup_lines.merge(parts, config.dedup.lines.floor, out / "work", frequent, MEMORY_ROWS)), [frequent])
     return names
@@ -100,10 +101,10 @@ def decide_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps
         return {name: value for name, value in deciding.items() if name.startswith(prefixes)}
 
     active = thresholds(config.rules)
-    spans = {rule.id: active[rule.id] for rule in RULES if rule.effect != "drop" and rule.id in active}
+    cuts_and_masks = {rule.id: active[rule.id] for rule in RULES if rule.effect != "drop" and rule.id in active}
     documents = {rule.id: active[rule.id] for rule in RULES if rule.effect == "drop" and rule.id in active}
 
-    finished = identity("finish", steps.state.measured, spans, values("dedup.lines."))
+    finished = identity("finish", steps.state.measured, cuts_and_masks, values("dedup.lines."))
     steps.each("finish", finished, finish.finish_unit, names, lambda name: (config, out, name), lambda name: [out / "keys" / f"{name}.parquet"])
 
     ranked = identity("rank", steps.state.measured, values("scoring.", "language.", "url."))
@@ -111,8 +112,7 @@ def decide_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps
 
     judged = identity("verdicts", finished, ranked, documents)
     cut_points = {group: tiers.Cut.from_dict(cut) for group, cut in cuts.items()}
-    verdict_path = lambda name: out / "work" / "verdicts" / f"{name}.parquet"  # noqa: E731
-    stages = steps.each("verdicts", judged, verdicts.verdicts_unit, names, lambda name: (config, out, name, cut_points), lambda name: [verdict_path(name)])
+    stages = steps.each("verdicts", judged, verdicts.verdicts_unit, names, lambda name: (config, out, name, cut_points), lambda name: [out / "work" / "verdicts" / f"{name}.parquet"])
 
     competed = identity("deduplicate", judged, values("dedup."))
     duplicate_files = [out / "work" / "duplicates" / f"{name}.npz" for name in names]

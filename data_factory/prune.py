@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_factory import documents
 from data_factory.documents import read_batches, read_table, table_writer
@@ -33,7 +34,7 @@ def prune(out: Path) -> str:
                     for name in ("text", "protected", "spans"):
                         column = table[name].combine_chunks()
                         blank = pa.nulls(len(column), column.type)
-                        table = table.set_column(table.schema.get_field_index(name), name, pa.compute.if_else(keep, column, blank))
+                        table = table.set_column(table.schema.get_field_index(name), name, pc.if_else(keep, column, blank))
                     writer.write(table)
                     first += table.num_rows
             after += path.stat().st_size

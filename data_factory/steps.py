@@ -8,12 +8,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from data_factory import measure
 from data_factory.executor import Pool, Usage, WorkerDied, measured
 from data_factory.measure import MeasureJob
 from data_factory.run_state import RunState
 from ziya.errors import UserError
-from ziya.files import file_digest
+from ziya.files import file_digest, json_bytes
 from ziya.manifest import identity
 from ziya.progress import Progress, log
 
@@ -54,7 +56,7 @@ class Steps:
             value, usage = measured(function)
             self._record(step, "all", wanted, outputs() if callable(outputs) else outputs, {"value": value}, usage)
             bar.advance()
-        return value
+        return canonical(value)
 
     def each(
         self, step: str, wanted: str, function: Callable[..., Any], names: Sequence[str], arguments: Callable[[str], tuple[Any, ...]], outputs: Callable[[str], Sequence[Path]]
@@ -70,7 +72,7 @@ class Steps:
                         raise UserError(f"step {step} lost its worker on unit {name} ({value.cause}): free memory or use fewer --workers, then run again")
                     assert usage is not None
                     self._record(step, name, wanted, outputs(name), value, usage)
-                    results[name] = value
+                    results[name] = canonical(value)
                     bar.advance()
         return results
 
@@ -93,7 +95,7 @@ class Steps:
                     assert usage is not None
                     counted, clock = value  # the clock differs between equal runs: never into a marker
                     self._record("measure", job.name, wanted[job.name], job.outputs(), counted, usage, clock)
-                    results[job.name] = counted
+                    results[job.name] = canonical(counted)
                     bar.advance()
                 todo = [job if deaths[job.name] < 2 else self._without_killers(job) for job in again]
         return results
@@ -128,6 +130,11 @@ class Steps:
         if not found:
             raise UserError(f"workers die on unit {job.name} of {job.unit.label}, but no single record does it: free memory or use fewer --workers")
         return replace(job, poison=tuple(sorted(found)))
+
+
+def canonical(value: Any) -> Any:
+    """A result as its marker will give it back (keys sorted, plain types), so that a resumed run goes on with equal values."""
+    return orjson.loads(json_bytes(value))
 
 
 _digests: dict[str, str] = {}

@@ -1,9 +1,10 @@
 """Tiers by rank of perplexity: exact cuts in bounded memory (paper section AS; rules.md Q05).
 
-Inside each group documents are ordered by (float32 perplexity, id). Of n ranked documents the first floor(n * high / 100) are the
-high tier, those after them up to floor(n * medium / 100) are medium, the rest is dropped. A cut is the last document above it, found
-by histograms: two passes over the 32 bits of the perplexity, then, when that very value is tied, passes over the bytes of the ids
-until the ties that share a prefix fit into `memory_rows`. The rows are read again on every pass and never held.
+Inside each group documents are ordered by (float32 perplexity, id). Of n ranked documents the first floor(n * high /
+100) are the high tier, those after them up to floor(n * medium / 100) are medium, the rest is dropped. A cut is the
+last document above it, found by histograms: two passes over the 32 bits of the perplexity, then, when that very value
+is tied, passes over the bytes of the ids until the ties that share a prefix fit into `memory_rows`. The rows are read
+again on every pass and never held.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ Ids = npt.NDArray[np.bytes_]
 class Cut:
     """The cuts of one group. `count`: ranked documents; `high_count`, `medium_count`: documents of those tiers.
 
-    `high`, `medium`: (perplexity, id) of the last document inside the tier (for medium: of the last document kept), None where the
-    cut comes before the first document.
+    `high`, `medium`: (perplexity, id) of the last document inside the tier (for medium: of the last document kept),
+    None where the cut comes before the first document.
     """
 
     count: int
@@ -49,7 +50,9 @@ class Cut:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Cut:
         """The inverse of `as_dict`, after JSON."""
-        bounds = [None if value[name] is None else (float(value[name][0]), str(value[name][1])) for name in ("high", "medium")]
+        bounds = [
+            None if value[name] is None else (float(value[name][0]), str(value[name][1])) for name in ("high", "medium")
+        ]
         return cls(int(value["count"]), int(value["high_count"]), int(value["medium_count"]), bounds[0], bounds[1])
 
 
@@ -68,12 +71,14 @@ class _Target:
     id: str | None = None
 
 
-def rank(chunks: Callable[[], Iterator[Chunk]], high: float, medium: float, memory_rows: int = 1 << 20) -> dict[str, Cut]:
+def rank(
+    chunks: Callable[[], Iterator[Chunk]], high: float, medium: float, memory_rows: int = 1 << 20
+) -> dict[str, Cut]:
     """Exact cuts of every group.
 
-    `chunks()` starts a new pass over (groups [n], perplexity float32 [n], ids [n]); every pass must give the same rows, in any order
-    and any chunking. NaN perplexity means unranked. Ids are unique, at most ID_BYTES bytes long. `high` <= `medium` are per cents.
-    At most `memory_rows` ids a cut are held at once, beside 512 KiB of counters a group.
+    `chunks()` starts a new pass over (groups [n], perplexity float32 [n], ids [n]); every pass must give the same rows,
+    in any order and any chunking. NaN perplexity means unranked. Ids are unique, at most ID_BYTES bytes long. `high` <=
+    `medium` are per cents. At most `memory_rows` ids a cut are held at once, beside 512 KiB of counters a group.
     """
     counters: dict[str, npt.NDArray[np.int64]] = {}
     for groups, perplexity, _ in chunks():
@@ -138,7 +143,7 @@ def _settle(chunks: Callable[[], Iterator[Chunk]], targets: list[_Target], memor
                 if not open_targets:
                     continue
                 key, finite = _keys(perplexity[rows])
-                rows = rows[finite]
+                known = rows[finite]
                 for target in open_targets:
                     if target.key < 0:
                         below = key[key >> 16 == target.prefix] & 0xFFFF
@@ -146,7 +151,7 @@ def _settle(chunks: Callable[[], Iterator[Chunk]], targets: list[_Target], memor
                         continue
                     if names is None:
                         names = _ids(ids)
-                    tied = names[rows[key == target.key]]
+                    tied = names[known[key == target.key]]
                     done = len(target.id_prefix)
                     letters = tied.view(np.uint8).reshape(-1, ID_BYTES)
                     match = (letters[:, :done] == np.frombuffer(target.id_prefix, np.uint8)).all(axis=1)

@@ -1,7 +1,10 @@
-"""`ziya-data train-lm`: clean text or a Wikipedia dump -> KenLM model, SentencePiece model and manifest (paper section AS).
+"""`ziya-data train-lm`: clean text or a Wikipedia dump -> KenLM model, SentencePiece model and manifest (paper section
+AS).
 
-Flow: inputs -> T1 (`normalize`) -> lines (`lm_text`) in a spool file, one line in a hundred held out -> SentencePiece unigram pieces ->
-`lmplz` counts n-grams with modified Kneser-Ney -> `build_binary`. Same inputs, settings and tool versions give the same bytes.
+Flow: inputs -> T1 (`normalize`) -> lines (`lm_text`) in a spool file, one line in a hundred held out -> SentencePiece
+unigram pieces ->
+`lmplz` counts n-grams with modified Kneser-Ney -> `build_binary`. Same inputs, settings and tool versions give the same
+bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ from ziya.files import atomic_path, file_digest, write_json
 
 HELD_OUT = 100  # one line in so many
 SPM_BYTES = 64 << 20  # of lines that SentencePiece trains on; n-grams are counted over all lines
-BYTES_PER_PIECE = 200  # of training text: bounds the vocabulary of small input, so that pieces have counts worth a probability
+BYTES_PER_PIECE = (
+    200  # of training text: bounds the vocabulary of small input, so that pieces have counts worth a probability
+)
 CHARACTER_COVERAGE = 0.9999
 LONGEST_LINE = lm_text.MAX_LINE_BYTES * 3 // 2 + 16  # a normalised line is at most half as long again as its input
 
@@ -40,7 +45,8 @@ Fallback = Literal["auto", "on", "off"]
 
 @dataclass
 class _Spool:
-    """Normalised lines on disk. `training`, `held_out`: newline-terminated files; `characters`: int64 [0x110000], training lines."""
+    """Normalised lines on disk. `training`, `held_out`: newline-terminated files; `characters`: int64 [0x110000],
+    training lines."""
 
     training: Path
     held_out: Path
@@ -68,10 +74,12 @@ def train(
 ) -> dict[str, Any]:
     """Train a model; returns its manifest, which is also written beside it.
 
-    `inputs`: .txt, .jsonl, .parquet (and compressed), MediaWiki dumps, folders of those. `output`: the .klm file; its side-cars take its
-    name. `vocab_size`: SentencePiece pieces, fewer for small input. `memory`: for lmplz's sort, such as 2G or 50%. `prune`: n-grams
-    with at most this count are dropped, one number an order (0 0 1 = singletons from 3-grams on). `structure`: probing is faster,
-    trie smaller. `discount_fallback`: auto retries lmplz with it when the counts are too few for Kneser-Ney's own discounts.
+    `inputs`: .txt, .jsonl, .parquet (and compressed), MediaWiki dumps, folders of those. `output`: the .klm file; its
+    side-cars take its name. `vocab_size`: SentencePiece pieces, fewer for small input. `memory`: for lmplz's sort, such
+    as 2G or 50%.
+    `prune`: n-grams with at most this count are dropped, one number an order (0 0 1 = singletons from 3-grams on).
+    `structure`: probing is faster, trie smaller. `discount_fallback`: auto retries lmplz with it when the counts are
+    too few for Kneser-Ney's own discounts.
     `wikitext`: undo WikiText's tokenisation. Raises UserError for missing programs, unreadable or empty input.
     """
     lmplz, build_binary = find_program("lmplz"), find_program("build_binary")
@@ -83,14 +91,21 @@ def train(
         work = Path(name)
         spool = _spool(language, inputs, work, seed, wikitext, text_field)
         if not spool.lines:
-            raise UserError(f"no text for the {language} model in {', '.join(inputs)}: give files with text, or another --text-field")
+            raise UserError(
+                f"no text for the {language} model in {', '.join(inputs)}: give files with text, or another "
+                f"--text-field"
+            )
         with atomic_path(output) as klm, atomic_path(spm_path) as spm:
             size = _train_pieces(spool, spm, vocab_size, seed)
             pieces = _write_pieces(spool.training, spm, work / "pieces.txt")
             fallback = _run_lmplz(lmplz, work, order, memory, prune, discount_fallback)
-            _run([build_binary, "-T", str(work / "sort-"), structure, str(work / "model.arpa"), str(klm)], "build_binary")
+            _run(
+                [build_binary, "-T", str(work / "sort-"), structure, str(work / "model.arpa"), str(klm)], "build_binary"
+            )
             held_out = _held_out(klm, spm, spool.held_out)
-            manifest_path.unlink(missing_ok=True)  # from here to its rewriting the three files are recognised as unfinished
+            manifest_path.unlink(
+                missing_ok=True
+            )  # from here to its rewriting the three files are recognised as unfinished
             manifest: dict[str, Any] = {
                 "format": perplexity.FORMAT,
                 "language": language,
@@ -115,15 +130,22 @@ def train(
 
 
 def find_program(name: str) -> str:
-    """Path of lmplz or build_binary: beside $ZIYA_LMPLZ, on PATH, in ~/.local/bin or in ./kenlm-build; UserError when nowhere."""
-    folders = [*os.environ.get("PATH", "").split(os.pathsep), str(Path.home() / ".local" / "bin"), "kenlm-build", "kenlm-build/bin"]
+    """Path of lmplz or build_binary: beside $ZIYA_LMPLZ, on PATH, in ~/.local/bin or in ./kenlm-build; UserError when
+    nowhere."""
+    folders = [
+        *os.environ.get("PATH", "").split(os.pathsep),
+        str(Path.home() / ".local" / "bin"),
+        "kenlm-build",
+        "kenlm-build/bin",
+    ]
     named = os.environ.get("ZIYA_LMPLZ")
     if named:
         folders.insert(0, str(Path(named) if Path(named).is_dir() else Path(named).parent))
     found = shutil.which(name, path=os.pathsep.join(folder for folder in folders if folder))
     if found is None:
         raise UserError(
-            f"the KenLM program {name} was not found (looked beside $ZIYA_LMPLZ, on PATH, in ~/.local/bin and ./kenlm-build): run scripts/install_lmplz.sh"
+            f"the KenLM program {name} was not found (looked beside $ZIYA_LMPLZ, on PATH, in ~/.local/bin and "
+            f"./kenlm-build): run scripts/install_lmplz.sh"
         )
     return os.path.abspath(found)
 
@@ -156,7 +178,9 @@ def _spool(language: str, inputs: Sequence[str], work: Path, seed: int, wikitext
     number = 0
     with spool.training.open("wb") as training, spool.held_out.open("wb") as held_out:
         for texts in read_texts(inputs, text_field):
-            t1, protected = normalize.clean(TextBatch.from_strings([detokenise_wikitext(text) for text in texts] if wikitext else texts), settings)
+            t1, protected = normalize.clean(
+                TextBatch.from_strings([detokenise_wikitext(text) for text in texts] if wikitext else texts), settings
+            )
             if language == "zh":
                 t1, protected = normalize.simplify(t1, protected, np.ones(len(t1), np.bool_))
             lines = lm_text.lm_lines(t1)
@@ -198,7 +222,8 @@ def _train_pieces(spool: _Spool, spm: Path, vocab_size: int, seed: int) -> int:
     size = max(min(vocab_size, spool.bytes // BYTES_PER_PIECE), required + 64)
     model = io.BytesIO()
     try:
-        # An iterator and a writer instead of file names: names would end up inside the model, and its bytes would follow the folder.
+        # An iterator and a writer instead of file names: names would end up inside the model, and its bytes would
+        # follow the folder.
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_sample(spool, seed + 1),
             model_writer=model,
@@ -213,7 +238,10 @@ def _train_pieces(spool: _Spool, spm: Path, vocab_size: int, seed: int) -> int:
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        raise UserError(f"SentencePiece could not train on {spool.bytes:,} bytes of text ({' '.join(str(error).split())}): give more text") from error
+        raise UserError(
+            f"SentencePiece could not train on {spool.bytes:,} bytes of text ({' '.join(str(error).split())}): give "
+            f"more text"
+        ) from error
     spm.write_bytes(model.getvalue())
     return int(sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size())
 
@@ -223,7 +251,9 @@ def _sample(spool: _Spool, seed: int) -> Iterator[str]:
     share = min(1.0, SPM_BYTES / spool.bytes)
     number = 0
     for lines in _line_batches(spool.training):
-        chosen = _mix(np.arange(number, number + len(lines), dtype=np.uint64), seed) <= np.uint64(min(2**64 - 1, int(share * 2**64)))
+        chosen = _mix(np.arange(number, number + len(lines), dtype=np.uint64), seed) <= np.uint64(
+            min(2**64 - 1, int(share * 2**64))
+        )
         number += len(lines)
         yield from (line for line, keep in zip(lines, chosen, strict=True) if keep)
 
@@ -261,40 +291,80 @@ def _run_lmplz(lmplz: str, work: Path, order: int, memory: str, prune: Sequence[
 
 def _run(command: list[str], name: str) -> None:
     """Run a program; its last lines become the UserError when it fails."""
-    result = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    result = subprocess.run(
+        command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
     if result.returncode:
         message = " ".join(result.stderr.decode(errors="replace").split())
         raise UserError(f"{name} failed ({result.returncode}): {message[-800:]}")
 
 
 def _held_out(klm: Path, spm: Path, path: Path) -> dict[str, Any]:
-    """Perplexity of the held-out lines: {lines, pieces, perplexity, bits_per_character}; the last two None without lines."""
+    """Perplexity of the held-out lines: {lines, pieces, perplexity, bits_per_character}; the last two None without
+    lines."""
     model = perplexity.Engine(klm, spm)
     logs, pieces, lines, characters = 0.0, 0, 0, 0
-    for batch in _line_batches(path):
-        scores, counts = model.score_lines(batch)
-        logs, pieces, lines = logs + float(scores.sum()), pieces + int(counts.sum()), lines + len(batch)
-        characters += sum(map(len, batch)) + len(batch)
+    with path.open("rb") as file:
+        while batch := file.readlines(4 << 20):
+            offsets = np.zeros(len(batch) + 1, np.int64)
+            np.cumsum([len(line) for line in batch], out=offsets[1:])
+            scores, counts = model.score(np.frombuffer(b"".join(batch), np.uint8), offsets)
+            logs, pieces, lines = logs + float(scores.sum()), pieces + int(counts.sum()), lines + len(batch)
+            characters += sum(len(line.decode()) for line in batch)
     if not lines:
         return {"lines": 0, "pieces": 0, "perplexity": None, "bits_per_character": None}
     bits = -logs * float(np.log2(10.0)) / characters
-    return {"lines": lines, "pieces": pieces, "perplexity": round(10 ** (-logs / (pieces + lines)), 4), "bits_per_character": round(bits, 6)}
+    return {
+        "lines": lines,
+        "pieces": pieces,
+        "perplexity": round(10 ** (-logs / (pieces + lines)), 4),
+        "bits_per_character": round(bits, 6),
+    }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `ziya-data train-lm`."""
     parser.add_argument("--lang", required=True, help="language code of the model, such as zh")
-    parser.add_argument("--input", required=True, nargs="+", help=".txt, .jsonl, .parquet (.gz, .zst, .bz2), MediaWiki dumps, or folders of them")
-    parser.add_argument("--output", required=True, type=Path, help="the model to write, such as zh.klm; .klm.spm and .klm.json go beside it")
+    parser.add_argument(
+        "--input",
+        required=True,
+        nargs="+",
+        help=".txt, .jsonl, .parquet (.gz, .zst, .bz2), MediaWiki dumps, or folders of them",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        help="the model to write, such as zh.klm; .klm.spm and .klm.json go beside it",
+    )
     parser.add_argument("--order", type=int, default=5, help="longest n-gram (default 5)")
-    parser.add_argument("--vocab-size", type=int, default=65536, help="SentencePiece pieces, fewer for small input (default 65536)")
+    parser.add_argument(
+        "--vocab-size", type=int, default=65536, help="SentencePiece pieces, fewer for small input (default 65536)"
+    )
     parser.add_argument("--memory", default="1G", help="memory of lmplz, such as 8G or 50%% (default 1G)")
-    parser.add_argument("--prune", type=int, nargs="*", default=[], help="drop n-grams up to these counts, one number an order: 0 0 1 for Wikipedia")
-    parser.add_argument("--structure", choices=("probing", "trie"), default="probing", help="probing is faster, trie smaller (default probing)")
-    parser.add_argument("--discount-fallback", choices=("auto", "on", "off"), default="auto", help="for small input (default auto)")
-    parser.add_argument("--wikitext", action="store_true", help="the input is WikiText: undo its tokenisation and remove <unk>")
+    parser.add_argument(
+        "--prune",
+        type=int,
+        nargs="*",
+        default=[],
+        help="drop n-grams up to these counts, one number an order: 0 0 1 for Wikipedia",
+    )
+    parser.add_argument(
+        "--structure",
+        choices=("probing", "trie"),
+        default="probing",
+        help="probing is faster, trie smaller (default probing)",
+    )
+    parser.add_argument(
+        "--discount-fallback", choices=("auto", "on", "off"), default="auto", help="for small input (default auto)"
+    )
+    parser.add_argument(
+        "--wikitext", action="store_true", help="the input is WikiText: undo its tokenisation and remove <unk>"
+    )
     parser.add_argument("--text-field", default="text", help="JSONL and Parquet: field of the text (default text)")
-    parser.add_argument("--seed", type=int, default=20231103, help="seed of the held-out lines and of the SentencePiece sample")
+    parser.add_argument(
+        "--seed", type=int, default=20231103, help="seed of the held-out lines and of the SentencePiece sample"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -314,11 +384,23 @@ def main(args: argparse.Namespace) -> int:
         text_field=args.text_field,
     )
     held_out = manifest["held_out"]
-    print(f"{args.output}: {manifest['language']}, order {manifest['order']}, {manifest['structure']}, {args.output.stat().st_size / 1e6:.1f} MB")
-    print(f"  trained on {manifest['documents']:,} documents, {manifest['lines']:,} lines, {manifest['bytes'] / 1e6:.1f} MB, {manifest['pieces']:,} pieces")
-    print(f"  {manifest['vocab_size']:,} SentencePiece pieces; discount fallback {'used' if manifest['discount_fallback'] else 'not needed'}")
+    print(
+        f"{args.output}: {manifest['language']}, order {manifest['order']}, {manifest['structure']}, "
+        f"{args.output.stat().st_size / 1e6:.1f} MB"
+    )
+    print(
+        f"  trained on {manifest['documents']:,} documents, {manifest['lines']:,} lines, "
+        f"{manifest['bytes'] / 1e6:.1f} MB, {manifest['pieces']:,} pieces"
+    )
+    print(
+        f"  {manifest['vocab_size']:,} SentencePiece pieces; discount fallback "
+        f"{'used' if manifest['discount_fallback'] else 'not needed'}"
+    )
     if held_out["lines"]:
-        print(f"  held out {held_out['lines']:,} lines: perplexity {held_out['perplexity']:.1f}, {held_out['bits_per_character']:.2f} bits per character")
+        print(
+            f"  held out {held_out['lines']:,} lines: perplexity {held_out['perplexity']:.1f}, "
+            f"{held_out['bits_per_character']:.2f} bits per character"
+        )
     else:
         print("  too few lines to hold any out")
     return 0

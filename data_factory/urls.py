@@ -1,7 +1,9 @@
-"""URL rules of DP: banned domains and listed words, from the user's files (rule L05 of RefinedWeb, datatrove and MAP-NEO).
+"""URL rules of DP: banned domains and listed words, from the user's files (rule L05 of RefinedWeb, datatrove and
+MAP-NEO).
 
-A URL is read as a person reads it: percent-encoding is undone (UTF-8, else GB18030, which old Chinese sites use), punycode
-hosts are decoded, full-width letters, case and Traditional Chinese are folded; the words of the lists are folded the same way.
+A URL is read as a person reads it: percent-encoding is undone (UTF-8, else GB18030, which old Chinese sites use),
+punycode hosts are decoded, full-width letters, case and Traditional Chinese are folded; the words of the lists are
+folded the same way.
 """
 
 from __future__ import annotations
@@ -22,8 +24,12 @@ from data_factory.batches import F32
 from data_factory.config import Url
 from ziya.errors import UserError
 
-# Scripts that are written without spaces: a listed word of these is found inside a longer run, others only as whole tokens.
-_UNSPACED = "々〆〇\u3040-\u30ff\u3100-\u312f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+# Scripts that are written without spaces: a listed word of these is found inside a longer run, others only as whole
+# tokens.
+_UNSPACED = (
+    "々〆〇\u3040-\u30ff\u3100-\u312f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+)
 _UNSPACED_RUN = re.compile(f"[{_UNSPACED}]+")
 _TOKEN = re.compile(f"[{_UNSPACED}]+|[^\\W_{_UNSPACED}]+")
 _AUTHORITY = re.compile(r"^\s*<?(?:[A-Za-z][A-Za-z0-9+.-]*:)?//([^/?#\\>]*)")
@@ -72,7 +78,9 @@ def host_of(url: str) -> str:
 
 
 def _unquote(text: str) -> str:
-    """Undo percent-encoding, twice at most (doubly encoded links are common); bytes that are no UTF-8 are read as GB18030."""
+    """Undo percent-encoding, twice at most (doubly encoded links are common); bytes that are no UTF-8 are read as
+    GB18030.
+    """
     for _ in range(2):
         if "%" not in text:
             break
@@ -85,7 +93,9 @@ def _unquote(text: str) -> str:
 
 
 def _spaced(text: str) -> str:
-    """Tokens of folded text, one after another: a token of a spaced script stands between two spaces, others stand bare."""
+    """Tokens of folded text, one after another: a token of a spaced script stands between two spaces, others stand
+    bare.
+    """
     return "".join(token if _UNSPACED_RUN.match(token) else f" {token} " for token in _TOKEN.findall(text))
 
 
@@ -106,7 +116,8 @@ def _entries(path: str) -> Iterator[tuple[int, str]]:
     try:
         lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
     except OSError as error:
-        raise UserError(f"list {path} cannot be read ({error.strerror}): give the path of a text file with one entry a line") from error
+        message = f"list {path} cannot be read ({error.strerror}): give the path of a text file with one entry a line"
+        raise UserError(message) from error
     for number, line in enumerate(lines, start=1):
         try:
             entry = _COMMENT.sub("", line.decode()).strip()
@@ -122,7 +133,10 @@ def _read_domains(paths: Sequence[str]) -> frozenset[str]:
         for number, entry in _entries(path):
             host = entry.removeprefix("*").removeprefix(".")
             if not _HOST.match(host) or "*" in host:
-                raise UserError(f"list {path}, line {number}: {entry!r} is no domain; write a bare host name such as example.com (subdomains are included)")
+                raise UserError(
+                    f"list {path}, line {number}: {entry!r} is no domain; "
+                    "write a bare host name such as example.com (subdomains are included)"
+                )
             domains.add(fold_host(host))
     return frozenset(domains)
 
@@ -133,7 +147,10 @@ def _read_words(paths: Sequence[str]) -> AhoCorasick | None:
         for number, entry in _entries(path):
             word = _spaced(_fold(entry))
             if not word:
-                raise UserError(f"list {path}, line {number}: {entry!r} has no letter or digit, so that no URL could match; remove the line")
+                raise UserError(
+                    f"list {path}, line {number}: {entry!r} has no letter or digit, so that no URL could match; "
+                    "remove the line"
+                )
             words[word] = None
     return AhoCorasick(list(words), matchkind=MatchKind.LeftmostLongest) if words else None
 
@@ -149,14 +166,16 @@ class UrlLists:
     @classmethod
     def load(cls, settings: Url) -> UrlLists:
         """Read the list files. A file that is missing, not UTF-8 or has a bad entry is a UserError with its line."""
-        return cls(_read_domains(settings.domain_lists), _read_words(settings.hard_word_lists), _read_words(settings.soft_word_lists))
+        hard, soft = _read_words(settings.hard_word_lists), _read_words(settings.soft_word_lists)
+        return cls(_read_domains(settings.domain_lists), hard, soft)
 
     def measure(self, urls: Sequence[str]) -> dict[str, F32]:
         """float32 [n] columns of `urls`, in order.
 
         url_domain: 1 where the host or a parent domain of it is listed, else 0 (an address is compared as a whole).
-        url_hard_words, url_soft_words: listed words found in the URL, occurrences, longest first and without overlap. A word of a
-        spaced script counts as a whole token (`sex` is not in `sussex`); a Chinese word counts inside a longer run.
+        url_hard_words, url_soft_words: listed words found in the URL, occurrences, longest first and without
+        overlap. A word of a spaced script counts as a whole token (`sex` is not in `sussex`); a Chinese word counts
+        inside a longer run.
         """
         domain, hard, soft = (np.zeros(len(urls), np.float32) for _ in range(3))
         for i, url in enumerate(urls):

@@ -31,8 +31,8 @@ def _count(data, counts):  # type: ignore[no-untyped-def]
 def count_characters(batch: TextBatch) -> tuple[npt.NDArray[np.uint32], I64]:
     """Occurrences of every character outside ASCII in a whole batch.
 
-    Returns (code points uint32 [m], ascending; counts int64 [m], all above 0). Counts of several batches add up to the counts
-    of the joined batch, in any order.
+    Returns (code points uint32 [m], ascending; counts int64 [m], all above 0). Counts of several batches add up to
+    the counts of the joined batch, in any order.
     """
     counts = np.zeros(CODE_POINTS, np.int64)
     _count(batch.data[batch.offsets[0] : batch.offsets[-1]], counts)

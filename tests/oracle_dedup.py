@@ -1,4 +1,6 @@
-"""Slow plain-Python references of the deduplication keys, the stages, their resolution, the Bloom filter's key and the line counts."""
+"""Slow plain-Python references of the deduplication keys, the stages, their resolution, the Bloom filter's key and the
+line counts.
+"""
 
 from __future__ import annotations
 
@@ -118,9 +120,45 @@ def minhash(text: str, is_zh: bool, window: int, permutations: int) -> list[int]
 
 
 TRACKING = set(
-    "gclid gclsrc dclid fbclid msclkid yclid twclid ttclid gbraid wbraid igshid li_fat_id mc_cid mc_eid _ga _gl _hsenc _hsmi mkt_tok vero_id"
-    " spm scm bd_vid hmsr hmpl hmcu hmkw hmci isappinstalled share_source share_medium"
-    " phpsessid jsessionid sessionid session_id cfid cftoken".split()
+    [
+        "gclid",
+        "gclsrc",
+        "dclid",
+        "fbclid",
+        "msclkid",
+        "yclid",
+        "twclid",
+        "ttclid",
+        "gbraid",
+        "wbraid",
+        "igshid",
+        "li_fat_id",
+        "mc_cid",
+        "mc_eid",
+        "_ga",
+        "_gl",
+        "_hsenc",
+        "_hsmi",
+        "mkt_tok",
+        "vero_id",
+        "spm",
+        "scm",
+        "bd_vid",
+        "hmsr",
+        "hmpl",
+        "hmcu",
+        "hmkw",
+        "hmci",
+        "isappinstalled",
+        "share_source",
+        "share_medium",
+        "phpsessid",
+        "jsessionid",
+        "sessionid",
+        "session_id",
+        "cfid",
+        "cftoken",
+    ]
 )
 
 
@@ -163,8 +201,17 @@ def normal_url(url: str) -> str:
     host = host.removesuffix(".")
     if len(host) > 4 and host[:4].lower() == "www.":
         host = host[4:]
-    encoded = re.sub(r"%[0-9A-F]{2}|[A-Z]", lambda found: found.group() if len(found.group()) == 3 else found.group().lower(), percent(host))
-    result = ("" if scheme in ("http", "https") else scheme + "://") + percent(user) + encoded + (":" + shown if shown else "")
+    encoded = re.sub(
+        r"%[0-9A-F]{2}|[A-Z]",
+        lambda found: found.group() if len(found.group()) == 3 else found.group().lower(),
+        percent(host),
+    )
+    result = (
+        ("" if scheme in ("http", "https") else scheme + "://")
+        + percent(user)
+        + encoded
+        + (":" + shown if shown else "")
+    )
     segments: list[str] = []
     for segment in path.split("/")[1:]:
         value = percent(re.sub(r"(?i);(?:jsessionid=|phpsessid=)[^/;]*", "", segment))
@@ -200,7 +247,11 @@ def line_keys(text: str, protected: list[tuple[int, int]], min_chars: int) -> li
     found, start = [], 0
     for line in text.split("\n"):
         end = start + len(line.encode())
-        kept = "".join("0" if flags(c) & DIGIT else lower(c) for c in line if not flags(c) & (PUNCTUATION | SYMBOL | SPACE | EMOJI | CONTROL))
+        kept = "".join(
+            "0" if flags(c) & DIGIT else lower(c)
+            for c in line
+            if not flags(c) & (PUNCTUATION | SYMBOL | SPACE | EMOJI | CONTROL)
+        )
         chars = sum(1 for c in kept if flags(c) & (LETTER | DIGIT))
         if end > start and chars >= min_chars and not any(a < end and b > start for a, b in protected):
             found.append((start, end, murmur128(kept.encode(), 3)[0]))
@@ -226,7 +277,9 @@ class Document:
 
 @dataclass
 class Result:
-    losers: dict[tuple[int, int], tuple[str, int, float]] = field(default_factory=dict)  # place -> stage, winner id, value
+    losers: dict[tuple[int, int], tuple[str, int, float]] = field(
+        default_factory=dict
+    )  # place -> stage, winner id, value
     copies: dict[tuple[int, int], int] = field(default_factory=dict)  # kept place -> copies
     pairs: set[tuple[int, int, float]] = field(default_factory=set)  # ids, the better one first
 
@@ -241,7 +294,9 @@ def similarity(one: Document, other: Document) -> float:
 
 
 def shares_band(one: Document, other: Document, bands: int, rows: int) -> bool:
-    return any(one.signature[i * rows : (i + 1) * rows] == other.signature[i * rows : (i + 1) * rows] for i in range(bands))
+    return any(
+        one.signature[i * rows : (i + 1) * rows] == other.signature[i * rows : (i + 1) * rows] for i in range(bands)
+    )
 
 
 def deduplicate(documents, settings, seen=frozenset(), bands=None) -> Result:  # type: ignore[no-untyped-def]
@@ -294,6 +349,11 @@ def deduplicate(documents, settings, seen=frozenset(), bands=None) -> Result:  #
             for document in members[copies:]:
                 lost[document.id] = ("fuzzy", members[0].id, 0.0 if fuzzy.method == "simhash" else 1.0)
     kept = {document.id for document in ranked} - set(lost)
+    if fuzzy.method == "simhash":  # the definition itself, without collapsing equal fingerprints
+        for j, later in enumerate(competing):
+            ahead = [d.simhash for d in competing[:j] if d.id in kept]
+            near = [value for value in ahead if (value ^ later.simhash).bit_count() <= fuzzy.distance]
+            assert (later.id in kept) == (len(near) < copies)
     stands = dict.fromkeys(kept, 1)
     place = {document.id: document.place for document in ranked}
     for identity, (stage, named, value) in lost.items():

@@ -24,7 +24,7 @@ def _once(c: str) -> str:
     category = unicodedata.category(c)
     if ord(c) >= 0x20000:
         return c
-    if c == "\t" or category == "Zs":
+    if c in "\t▁" or category == "Zs":
         return " "
     if category in ("Cc", "Cf", "Co", "Cs", "Cn") or 0x300 <= ord(c) <= 0x36F or 0xFE00 <= ord(c) <= 0xFE0F:
         return ""

@@ -1,4 +1,6 @@
-"""Deduplication: equality with the plain-Python reference, accounting, winners are kept, independence of memory, tables and chunks."""
+"""Deduplication: equality with the plain-Python reference, accounting, winners are kept, independence of memory, tables
+and chunks.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,19 @@ from data_factory.dedup import simhash
 from data_factory.dedup.keys import minhash as minhash_of
 from data_factory.dedup.minhash import bands
 from data_factory.dedup.order import by, external_sort, winners_first
-from data_factory.dedup.resolve import Outcome, deduplicate
+from data_factory.dedup.outcome import Outcome, write_pairs
+from data_factory.dedup.resolve import deduplicate
 from data_factory.dedup.rows import COPIES, LOSER, SURVIVOR, RowFile
 from data_factory.dedup.simhash import NODE, pairs, table_count, tables
+from data_factory.documents import read_table
 
 MASK = (1 << 64) - 1
 
 
 def documents(seed: int, count: int, *, flips: int = 5, seeds: int = 6, permutations: int = 0) -> list[oracle.Document]:
-    """Crowded documents: few URLs, few exact keys, fingerprints around a few centres, many equal tiers, lengths and dates."""
+    """Crowded documents: few URLs, few exact keys, fingerprints around a few centres, many equal tiers, lengths and
+    dates.
+    """
     generator = random.Random(seed)
     centres = [generator.getrandbits(64) for _ in range(seeds)]
     signatures = [[generator.getrandbits(32) for _ in range(permutations)] for _ in range(seeds)]
@@ -98,7 +104,9 @@ def as_result(outcome: Outcome, items: list[oracle.Document]) -> oracle.Result:
 
 def rounded(result: oracle.Result) -> oracle.Result:
     """Values as float32, which the tables hold."""
-    losers = {place: (stage, winner, float(np.float32(value))) for place, (stage, winner, value) in result.losers.items()}
+    losers = {
+        place: (stage, winner, float(np.float32(value))) for place, (stage, winner, value) in result.losers.items()
+    }
     return oracle.Result(losers, result.copies, {(a, b, float(np.float32(value))) for a, b, value in result.pairs})
 
 
@@ -117,22 +125,44 @@ def check(items: list[oracle.Document], config: Dedup, work: Path, expected: ora
     return outcome
 
 
-ORDERS = st.permutations(["tier", "length", "date", "id"]).flatmap(lambda names: st.integers(1, 4).map(lambda n: names[:n]))
+ORDERS = st.permutations(["tier", "length", "date", "id"]).flatmap(
+    lambda names: st.integers(1, 4).map(lambda n: names[:n])
+)
 
 
 @given(
-    st.integers(0, 10**6), st.integers(0, 60), st.integers(1, 3), ORDERS, st.integers(0, 7), st.integers(0, 7), st.booleans(), st.booleans(),
+    st.integers(0, 10**6), st.integers(0, 60), st.integers(1, 3), ORDERS, st.integers(0, 7), st.integers(0, 7),
+    st.booleans(), st.booleans(),
     st.sampled_from([1, 7, 10**6]), st.sampled_from([3, 16, 10**6]), st.sampled_from([1, 2, 3]),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_outcome_equals_the_oracle(
-    tmp_path: Path, seed: int, count: int, copies: int, order: Any, far: int, near: int, url: bool, exact: bool, chunk: int, memory: int, blocks: int
+    tmp_path: Path,
+    seed: int,
+    count: int,
+    copies: int,
+    order: Any,
+    far: int,
+    near: int,
+    url: bool,
+    exact: bool,
+    chunk: int,
+    memory: int,
+    blocks: int,
 ) -> None:
     near, far = sorted((near, far))
     fuzzy = Fuzzy(distance=near, search_distance=far, min_shingles=5)
     config = Dedup(keep_copies=copies, order=order, url=url, exact=exact, fuzzy=fuzzy)
     items = documents(seed, count)
-    check(items, config, tmp_path / "work", oracle.deduplicate(items, config), chunk=chunk, memory_rows=memory, blocks_in_front=blocks)
+    check(
+        items,
+        config,
+        tmp_path / "work",
+        oracle.deduplicate(items, config),
+        chunk=chunk,
+        memory_rows=memory,
+        blocks_in_front=blocks,
+    )
 
 
 def test_chains_end_in_a_kept_document(tmp_path: Path) -> None:
@@ -141,7 +171,13 @@ def test_chains_end_in_a_kept_document(tmp_path: Path) -> None:
     def document(row: int, identity: int, chars: int, url: int, exact: int, sketch: int) -> oracle.Document:
         return oracle.Document((0, row), identity, 0, chars, 0, url, exact, sketch, 40)
 
-    items = [document(0, 9, 10, 7, 1, 0), document(1, 8, 20, 7, 2, 0), document(2, 7, 30, 0, 2, 1), document(3, 6, 29, 0, 3, 1), document(4, 5, 99, 0, 4, 3)]
+    items = [
+        document(0, 9, 10, 7, 1, 0),
+        document(1, 8, 20, 7, 2, 0),
+        document(2, 7, 30, 0, 2, 1),
+        document(3, 6, 29, 0, 3, 1),
+        document(4, 5, 99, 0, 4, 3),
+    ]
     outcome = deduplicate(chunked(items, 2), Dedup(), tmp_path / "work", memory_rows=2)
     losers, copies = outcome.for_unit(0)
     assert losers.tolist() == [(0, 0, 2, 0, 5, 0.0), (0, 1, 3, 0, 5, 0.0), (0, 2, 4, 0, 5, 1.0), (0, 3, 4, 0, 5, 1.0)]
@@ -151,10 +187,12 @@ def test_chains_end_in_a_kept_document(tmp_path: Path) -> None:
 
 
 def test_bytes_do_not_depend_on_memory_tables_or_chunks(tmp_path: Path) -> None:
-    items = documents(5, 400)
+    items = documents(5, 160, seeds=30)
     config = Dedup(keep_copies=2, fuzzy=Fuzzy(min_shingles=1, search_distance=4))
     outputs = set()
-    for number, (chunk, memory, blocks) in enumerate([(400, 10**6, None), (1, 50, 1), (13, 120, 2), (400, 33, 3), (90, 399, 4)]):
+    for number, (chunk, memory, blocks) in enumerate(
+        [(400, 10**6, None), (1, 20, 1), (13, 70, 2), (400, 33, 3), (90, 159, 4)]
+    ):
         work = tmp_path / str(number)
         deduplicate(chunked(items, chunk), config, work, memory_rows=memory, blocks_in_front=blocks)
         outputs.add(tuple((path.name, path.read_bytes()) for path in sorted(work.iterdir())))
@@ -175,17 +213,27 @@ def test_earlier_runs_win_and_leave_the_competition(tmp_path: Path) -> None:
     items = documents(6, 120)
     old = sorted({item.url for item in items if item.url})[::3]
     path = tmp_path / "urls.bloom"
-    seen_urls.write(path, [(np.array([u >> 64 for u in old], np.uint64), np.array([u & MASK for u in old], np.uint64))], len(old), 1e-9)
+    seen_urls.write(
+        path,
+        [(np.array([u >> 64 for u in old], np.uint64), np.array([u & MASK for u in old], np.uint64))],
+        len(old),
+        1e-9,
+    )
     other = tmp_path / "other.bloom"
     seen_urls.write(other, [], 0, 1e-9)
     config = Dedup(fuzzy=Fuzzy(min_shingles=1))
     expected = oracle.deduplicate(items, config, seen=set(old))
-    expected.losers = {place: (stage, 1 if stage == "seen" else winner, value) for place, (stage, winner, value) in expected.losers.items()}
+    expected.losers = {
+        place: (stage, 1 if stage == "seen" else winner, value)
+        for place, (stage, winner, value) in expected.losers.items()
+    }
     outcome = check_seen(items, config, tmp_path / "work", expected, seen_urls.SeenUrls.load([other, path]))
     assert outcome.losers["seen"] > 0 and 0 < outcome.expected_false_drops < 1e-5
 
 
-def check_seen(items: list[oracle.Document], config: Dedup, work: Path, expected: oracle.Result, filters: seen_urls.SeenUrls) -> Outcome:
+def check_seen(
+    items: list[oracle.Document], config: Dedup, work: Path, expected: oracle.Result, filters: seen_urls.SeenUrls
+) -> Outcome:
     outcome = deduplicate(chunked(items, 11), config, work, seen=filters, memory_rows=40)
     found = as_result(outcome, items)
     assert found == rounded(expected)
@@ -199,7 +247,12 @@ def test_repeated_ids_and_no_survivors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{items[0].id:032x}"):
         deduplicate(chunked([*items, twin], 4), Dedup(), tmp_path / "work")
     outcome = deduplicate(lambda: iter(()), Dedup(), tmp_path / "work")
-    assert (outcome.survivors, outcome.kept, outcome.pairs) == (0, 0, 0) and outcome.losers == {"seen": 0, "url": 0, "exact": 0, "fuzzy": 0}
+    assert (outcome.survivors, outcome.kept, outcome.pairs) == (0, 0, 0) and outcome.losers == {
+        "seen": 0,
+        "url": 0,
+        "exact": 0,
+        "fuzzy": 0,
+    }
     assert len(outcome.for_unit(0)[0]) == 0
 
 
@@ -210,7 +263,7 @@ def test_a_finished_folder_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("distance", range(8))
-@pytest.mark.parametrize("m", [1, 2, 3])
+@pytest.mark.parametrize("m", [1, 2])
 def test_all_pairs_are_found_once(tmp_path: Path, distance: int, m: int) -> None:
     generator = random.Random(10 * distance + m)
     values = [generator.getrandbits(64) for _ in range(25)]
@@ -222,10 +275,19 @@ def test_all_pairs_are_found_once(tmp_path: Path, distance: int, m: int) -> None
     values = list(dict.fromkeys([*values, 0, MASK, 1 << 63, 1]))
     nodes = np.array([(value, rank) for rank, value in enumerate(values)], NODE)
     expected = sorted(
-        (a, b, (values[a] ^ values[b]).bit_count()) for b in range(len(values)) for a in range(b) if (values[a] ^ values[b]).bit_count() <= distance
+        (a, b, (values[a] ^ values[b]).bit_count())
+        for b in range(len(values))
+        for a in range(b)
+        if (values[a] ^ values[b]).bit_count() <= distance
     )
-    for memory in (20, 10**6):
-        found = [pair for chunk in pairs(lambda: iter([nodes[:60], nodes[60:]]), len(nodes), distance, tmp_path / "sort", memory, m) for pair in chunk.tolist()]
+    for memory in (60, 10**6):
+        found = [
+            pair
+            for chunk in pairs(
+                lambda: iter([nodes[:60], nodes[60:]]), len(nodes), distance, tmp_path / "sort", memory, m
+            )
+            for pair in chunk.tolist()
+        ]
         assert sorted(found) == expected
 
 
@@ -247,7 +309,9 @@ def test_external_sort_is_stable_and_bounded(tmp_path: Path) -> None:
         rows["key"], rows["place"] = generator.integers(0, skew, 5000), np.arange(5000)
         expected = rows[np.argsort(rows["key"], kind="stable")]
         for memory in (10**6, 1000, 300):
-            chunks = list(external_sort((rows[i : i + 77] for i in range(0, 5000, 77)), by("key"), tmp_path / "sort", memory))
+            chunks = list(
+                external_sort((rows[i : i + 77] for i in range(0, 5000, 77)), by("key"), tmp_path / "sort", memory)
+            )
             assert (np.concatenate(chunks) == expected).all()
             assert max(map(len, chunks)) <= memory + 5000 // memory + 1
         assert not (tmp_path / "sort").exists()
@@ -284,7 +348,9 @@ def test_minhash_equals_the_oracle(tmp_path: Path, copies: int) -> None:
     assert {stage for stage, _, _ in expected.losers.values()} == {"url", "exact", "fuzzy"}
     outputs = set()
     for memory in (40, 10**6):
-        outcome = check(items, config, tmp_path / "work", expected, signatures=signatures.__getitem__, memory_rows=memory)
+        outcome = check(
+            items, config, tmp_path / "work", expected, signatures=signatures.__getitem__, memory_rows=memory
+        )
         outputs.add(tuple((path.name, path.read_bytes()) for path in sorted(outcome.work.iterdir())))
     assert len(outputs) == 1
     with pytest.raises(ValueError, match="signatures"):
@@ -301,7 +367,9 @@ def test_near_texts_in_both_languages_merge_and_others_stay(tmp_path: Path, meth
     fuzzy = Fuzzy(method=method, permutations=64)
     batch = TextBatch.from_strings(texts)
     values, counts = simhash_of(batch, langs, fuzzy)
-    items = [oracle.Document((0, i), i + 1, 0, len(texts[i]), 0, 0, i + 1, values[i], counts[i]) for i in range(len(texts))]
+    items = [
+        oracle.Document((0, i), i + 1, 0, len(texts[i]), 0, 0, i + 1, values[i], counts[i]) for i in range(len(texts))
+    ]
     signatures = minhash_of(batch, langs, fuzzy)
     outcome = deduplicate(chunked(items, 50), Dedup(fuzzy=fuzzy), tmp_path / "work", signatures=lambda unit: signatures)
     losers, _ = outcome.for_unit(0)
@@ -319,7 +387,27 @@ def test_one_crowded_bucket_is_emitted_in_pieces(monkeypatch: pytest.MonkeyPatch
     """More pairs in one bucket than the kernel's output buffer holds."""
     values = [i ^ j << 32 for i in (0, 1, 2) for j in range(8)]
     nodes = np.array([(value, rank) for rank, value in enumerate(values)], NODE)
-    whole = [pair for chunk in pairs(lambda: iter([nodes]), len(nodes), 3, tmp_path, 10**6, 1) for pair in chunk.tolist()]
+    whole = [
+        pair for chunk in pairs(lambda: iter([nodes]), len(nodes), 3, tmp_path, 10**6, 1) for pair in chunk.tolist()
+    ]
     chunks = list(simhash.pairs(lambda: iter([nodes]), len(nodes), 3, tmp_path, 5, 1))
     assert max(map(len, chunks)) <= 5 and len(whole) > 100
     assert sorted(pair for chunk in chunks for pair in chunk.tolist()) == sorted(whole)
+
+
+def test_pairs_are_written_by_id(tmp_path: Path) -> None:
+    items = documents(13, 60)
+    config = Dedup(fuzzy=Fuzzy(min_shingles=1))
+    outcome = deduplicate(chunked(items, 60), config, tmp_path / "work")
+    write_pairs(outcome, tmp_path / "pairs.parquet")
+    rows = read_table(tmp_path / "pairs.parquet").to_pylist()
+    expected = oracle.deduplicate(items, config).pairs
+    assert len(rows) == outcome.pairs == len(expected) > 0
+    assert {(int(row["id_a"], 16), int(row["id_b"], 16), row["distance"]) for row in rows} == expected
+    assert {len(row["id_a"]) for row in rows} == {32}
+    ranked = sorted(items, key=lambda item: oracle.winners_first(item, config.order))
+    ranks = {item.id: i for i, item in enumerate(ranked)}
+    order = [(ranks[int(row["id_b"], 16)], ranks[int(row["id_a"], 16)]) for row in rows]
+    assert order == sorted(order)
+    write_pairs(outcome, tmp_path / "pairs.parquet", is_similarity=True)
+    assert read_table(tmp_path / "pairs.parquet")["distance"].to_pylist() == [1 - row["distance"] for row in rows]

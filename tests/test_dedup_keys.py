@@ -1,4 +1,6 @@
-"""Exact keys, simhash, MinHash and URL keys: published vectors, equality with plain Python, and what must (not) be equal."""
+"""Exact keys, simhash, MinHash and URL keys: published vectors, equality with plain Python, and what must (not) be
+equal.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from data_factory.dedup.url_keys import SID_CHARS, SORTED_PARAMETERS, normal_url
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "data" / "text"
 FUZZY = Fuzzy(permutations=16)
-TEXT = st.text(st.sampled_from("aBcZ 09.,!？。中文繁體漢字éÉßΣσİȺあアﾊ한①½\u200b\u3000\n\t😀☃\U00020000\U0003ffff_'-"), max_size=60)
+TEXT = st.text(
+    st.sampled_from("aBcZ 09.,!？。中文繁體漢字éÉßΣσİȺあアﾊ한①½\u200b\u3000\n\t😀☃\U00020000\U0003ffff_'-"), max_size=60
+)
 
 
 def keys_of(texts: list[str], protected: list[list[tuple[int, int]]] | None = None) -> list[tuple[int, int]]:
@@ -45,8 +49,32 @@ def sketches(texts: list[str], langs: list[int], fuzzy: Fuzzy = FUZZY) -> list[t
 
 def random_texts(seed: int, count: int) -> list[str]:
     generator = random.Random(seed)
-    words = ["Data", "model", "The", "of", "数据", "模型", "的", "清洗", "，", "。", "12", "3", "!", "—", " ", "\n", "É", "\U00020000", "😀", "don't"]
-    return ["".join(generator.choice(words) + generator.choice(["", " "]) for _ in range(generator.randrange(80))) for _ in range(count)]
+    words = [
+        "Data",
+        "model",
+        "The",
+        "of",
+        "数据",
+        "模型",
+        "的",
+        "清洗",
+        "，",
+        "。",
+        "12",
+        "3",
+        "!",
+        "—",
+        " ",
+        "\n",
+        "É",
+        "\U00020000",
+        "😀",
+        "don't",
+    ]
+    return [
+        "".join(generator.choice(words) + generator.choice(["", " "]) for _ in range(generator.randrange(80)))
+        for _ in range(count)
+    ]
 
 
 def reference_texts(name: str, count: int) -> list[str]:
@@ -65,7 +93,11 @@ def protected_parts(text: str, generator: random.Random) -> list[tuple[int, int]
 
 
 def test_murmur_has_the_published_values() -> None:
-    vectors = {b"": "0" * 32, b"hello": "cbd8a7b341bd9b025b1e906a48ae1d19", b"The quick brown fox jumps over the lazy dog": "e34bbc7bbc071b6c7a433ca9c49a9347"}
+    vectors = {
+        b"": "0" * 32,
+        b"hello": "cbd8a7b341bd9b025b1e906a48ae1d19",
+        b"The quick brown fox jumps over the lazy dog": "e34bbc7bbc071b6c7a433ca9c49a9347",
+    }
     for data, digest in vectors.items():
         high, low = murmur128(np.frombuffer(data, np.uint8), 0, len(data), 0)
         assert f"{int(high):016x}{int(low):016x}" == digest
@@ -74,7 +106,7 @@ def test_murmur_has_the_published_values() -> None:
 
 def test_exact_keys_equal_the_oracle_on_random_and_real_texts() -> None:
     generator = random.Random(1)
-    texts = random_texts(1, 200) + ["", " \n", "!", "?", "中", "a" * 19, "a" * 20, "a" * 19 + "."]
+    texts = [*random_texts(1, 200), "", " \n", "!", "?", "中", "a" * 19, "a" * 20, "a" * 19 + "."]
     for name in ("en_wikitext2.jsonl.gz", "zh_articles.jsonl.gz"):
         if (REFERENCE / name).exists():
             texts += reference_texts(name, 15)
@@ -137,7 +169,9 @@ def test_more_than_255_features_are_counted() -> None:
 def test_shingles_of_short_texts_and_the_last_shingle() -> None:
     """Trap: `range(len - window)` loses the last shingle and gives all short texts one fingerprint."""
     assert [count for _, count in sketches(["one two", "one two three", "one two three four"], [0, 0, 0])] == [0, 1, 2]
-    assert [count for _, count in sketches(["中文网页", "中文网页。", "中文网页好", "中，文 网页好啊"], [1, 1, 1, 1])] == [0, 0, 1, 2]
+    assert [
+        count for _, count in sketches(["中文网页", "中文网页。", "中文网页好", "中，文 网页好啊"], [1, 1, 1, 1])
+    ] == [0, 0, 1, 2]
     last, other = sketches(["one two three four", "one two three five"], [0, 0])
     assert last != other
     assert sketches(["", "..."], [0, 1]) == [(0, 0), (0, 0)]
@@ -162,15 +196,29 @@ def test_signatures_equal_datasketch() -> None:
 
 
 SAME_URL = [
-    ["http://example.com/a", "https://www.Example.COM:443/a/", "<http://example.com/a>", "example.com/a", "//example.com:/a#top", " HTTP://example.com:80/x/../a?utm_source=n\n"],
+    [
+        "http://example.com/a",
+        "https://www.Example.COM:443/a/",
+        "<http://example.com/a>",
+        "example.com/a",
+        "//example.com:/a#top",
+        " HTTP://example.com:80/x/../a?utm_source=n\n",
+    ],
     ["http://例子.中国/中 文?q=数据", "http://%e4%be%8b%e5%ad%90.中国/%E4%B8%AD%20%E6%96%87?q=%E6%95%b0%E6%8d%AE"],
-    ["http://a.b/p?x=1&y=2", "http://a.b/p?y=2&&x=1&", "http://a.b/p;jsessionid=77AB?fbclid=q&x=1&y=2&PHPSESSID=1", "http://a.b/%70?x=1&y=2&sid=0123456789abcdef01"],
+    [
+        "http://a.b/p?x=1&y=2",
+        "http://a.b/p?y=2&&x=1&",
+        "http://a.b/p;jsessionid=77AB?fbclid=q&x=1&y=2&PHPSESSID=1",
+        "http://a.b/%70?x=1&y=2&sid=0123456789abcdef01",
+    ],
     ["http://a.b/p?q=a+b", "http://a.b/p?q=a%20b", "http://a.b./p?q=a b"],
     ["a.b", "a.b/", "http://www.a.b//", "http://a.b/./.."],
 ]
 DIFFERENT_URLS = [
-    "http://a.b/p", "http://a.b/P", "http://a.b/p/index.html", "http://a.b:8080/p", "http://m.a.b/p", "ftp://a.b/p", "http://a.b/p?id=1", "http://a.b/p?id=2",
-    "http://a.b/p?sid=06/01/02", "http://a.b/p#!x", "http://a.b/p#!y", "http://a.b/p%2Fq", "http://a.b/p/q", "http://a.b/p?a=1&a=2", "http://a.b/p?a=2&a=1", "http://u@a.b/p",
+    "http://a.b/p", "http://a.b/P", "http://a.b/p/index.html", "http://a.b:8080/p", "http://m.a.b/p",
+    "ftp://a.b/p", "http://a.b/p?id=1", "http://a.b/p?id=2", "http://a.b/p?sid=06/01/02", "http://a.b/p#!x",
+    "http://a.b/p#!y", "http://a.b/p%2Fq", "http://a.b/p/q", "http://a.b/p?a=1&a=2", "http://a.b/p?a=2&a=1",
+    "http://u@a.b/p",
 ]  # fmt: skip
 
 
@@ -185,12 +233,17 @@ def test_spellings_of_one_url_share_a_key() -> None:
     high, low = url_keys(DIFFERENT_URLS)
     assert len(set(zip(high.tolist(), low.tolist(), strict=True))) == len(DIFFERENT_URLS)
     assert [column.tolist() for column in url_keys(["", " ", "<>"])] == [[0, 0, 0], [0, 0, 0]]
-    assert normal_url("https://www.例子.com/中文?q=%e4%b8%ad+x&&a") == "%E4%BE%8B%E5%AD%90.com/%E4%B8%AD%E6%96%87?a&q=%E4%B8%AD%20x"
+    assert (
+        normal_url("https://www.例子.com/中文?q=%e4%b8%ad+x&&a")
+        == "%E4%BE%8B%E5%AD%90.com/%E4%B8%AD%E6%96%87?a&q=%E4%B8%AD%20x"
+    )
 
 
 PIECES = st.sampled_from(
-    ["http://", "https://", "ftp://", "www.", "a.b", "A.B", "中", "@", ":", "80", "443", "/", "//", "/.", "/..", "?", "&", "=", "#", "#!", "%", "%2e", "%2F", "%4", "%e4",
-     "utm_x=1", "UTM_Y", "sid=", "0123456789abcdef", "x", "Z", " ", "+", ";jsessionid=1", ";p", "[::1]", "<", ">", "~", "\"", "spm=1", "b=2", "a=1", "é", "😀"]
+    ["http://", "https://", "ftp://", "www.", "a.b", "A.B", "中", "@", ":", "80", "443", "/", "//", "/.",
+     "/..", "?", "&", "=", "#", "#!", "%", "%2e", "%2F", "%4", "%e4", "utm_x=1", "UTM_Y", "sid=",
+     "0123456789abcdef", "x", "Z", " ", "+", ";jsessionid=1", ";p", "[::1]", "<", ">", "~", "\"", "spm=1",
+     "b=2", "a=1", "é", "😀"]
 )  # fmt: skip
 
 
@@ -211,12 +264,18 @@ def test_a_query_with_very_many_parameters_keeps_their_order() -> None:
 
 def test_keys_do_not_depend_on_the_hash_seed() -> None:
     program = (
-        "import numpy as np; from data_factory.batches import *; from data_factory.config import Fuzzy; from data_factory.dedup.keys import *\n"
-        "t = TextBatch.from_strings(['a b c d e f', '今天天气很好']); l = np.array([0, 1], np.uint8); f = Fuzzy(permutations=16)\n"
+        "import numpy as np; from data_factory.batches import *; from data_factory.config import Fuzzy\n"
+        "from data_factory.dedup.keys import *\n"
+        "t = TextBatch.from_strings(['a b c d e f', '今天天气很好'])\n"
+        "l = np.array([0, 1], np.uint8); f = Fuzzy(permutations=16)\n"
         "print(exact_keys(t, Spans.empty()), simhash(t, l, f), minhash(t, l, f).tolist(), url_keys(['http://a.b/c?y=1&x=2']))"
     )
     outputs = set()
     for seed in ("0", "1"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[1])}
-        outputs.add(subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True).stdout)
+        outputs.add(
+            subprocess.run(
+                [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+            ).stdout
+        )
     assert len(outputs) == 1 and outputs.pop().strip()

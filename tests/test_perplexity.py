@@ -1,5 +1,6 @@
 """lm_text, train_lm and perplexity: equality with plain references, one normaliser, refusals, same bytes."""
 
+import functools
 import json
 import random
 import shutil
@@ -10,21 +11,71 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_factory import lm_text, perplexity, train_lm
+from data_factory import lm_inputs, lm_text, perplexity, train_lm
 from data_factory.batches import TextBatch
 from data_factory.lm_text import lm_lines
 from ziya.errors import UserError
 
-EN = "the a small old river town house keeps water under its stone bridge and people walk slowly home every evening after work".split()
-ZH = ["我们", "昨天", "在", "河边", "看见", "一座", "石桥", "城市", "的", "历史", "很", "长", "工程师", "修建", "了", "水库", "，", "并且", "研究", "语言"]
+EN = [
+    "the",
+    "a",
+    "small",
+    "old",
+    "river",
+    "town",
+    "house",
+    "keeps",
+    "water",
+    "under",
+    "its",
+    "stone",
+    "bridge",
+    "and",
+    "people",
+    "walk",
+    "slowly",
+    "home",
+    "every",
+    "evening",
+    "after",
+    "work",
+]
+ZH = [
+    "我们",
+    "昨天",
+    "在",
+    "河边",
+    "看见",
+    "一座",
+    "石桥",
+    "城市",
+    "的",
+    "历史",
+    "很",
+    "长",
+    "工程师",
+    "修建",
+    "了",
+    "水库",
+    "，",
+    "并且",
+    "研究",
+    "语言",
+]
 
 
 def corpus(language, count, seed):
     """`count` documents of random sentences from a small grammar of each language."""
     rng = random.Random(f"{language} {seed}")
     join, words, end = (" ", EN, ". ") if language == "en" else ("", ZH, "。")
-    sentence = lambda: join.join(rng.choice(words) for _ in range(rng.randint(4, 14))) + end
-    return ["\n".join("".join(sentence() for _ in range(rng.randint(1, 4))) for _ in range(rng.randint(1, 6))) for _ in range(count)]
+
+    def sentence():
+        return join.join(rng.choice(words) for _ in range(rng.randint(4, 14))) + end
+
+    return [
+        "\n".join("".join(sentence() for _ in range(rng.randint(1, 4))) for _ in range(rng.randint(1, 6)))
+        for _ in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +89,9 @@ def models(tmp_path_factory):
     for language in ("en", "zh"):
         rows = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in corpus(language, 300, 0))
         (folder / f"{language}.jsonl").write_text(rows, encoding="utf-8")
-        train_lm.train(language, [str(folder / f"{language}.jsonl")], folder / f"{language}.klm", memory="64M", vocab_size=400)
+        train_lm.train(
+            language, [str(folder / f"{language}.jsonl")], folder / f"{language}.klm", memory="64M", vocab_size=400
+        )
     return folder
 
 
@@ -46,7 +99,12 @@ def models(tmp_path_factory):
 
 
 def test_normaliser_on_known_texts():
-    texts = ["Ünïcödé ＡＢ１２ “Hi”…。\u200b x\r\n\n  ß e\u0301 한국 が", "他说：“２０２３年，（约３％）！”\t好", "", " \n\t\n"]
+    texts = [
+        "Ünïcödé ＡＢ１２ “Hi”…。\u200b x\r\n\n  ß e\u0301 한국 が",
+        "他说：“２０２３年，（约３％）！”\t好",
+        "",
+        " \n\t\n",
+    ]
     found = lm_lines(TextBatch.from_strings(texts))
     assert found.strings() == ['unicode ab00 "hi".. x', "ß e 한국 が", '他说:"0000年,(约0%)!" 好']
     assert found.document.tolist() == [0, 0, 1]
@@ -65,7 +123,10 @@ def test_every_character_maps_like_the_reference_and_only_once():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.text(alphabet=st.sampled_from("aÉ0９。！? \n\t\u3000\u2028\u0301漢汉😀é𠀀Ⱥ"), max_size=40), max_size=6), st.integers(1, 400))
+@given(
+    st.lists(st.text(alphabet=st.sampled_from("aÉ0９。！? \n\t\u3000\u2028\u0301漢汉😀é𠀀Ⱥ"), max_size=40), max_size=6),
+    st.integers(1, 400),
+)
 def test_lines_equal_the_reference_also_when_long(texts, repeat):
     texts = [text * (repeat if i == 0 else 1) for i, text in enumerate(texts)]
     found = lm_lines(TextBatch.from_strings(texts))
@@ -89,12 +150,77 @@ def test_scores_equal_the_word_by_word_reference(models):
     assert scorer.languages == ["en", "zh"]
     for language in ("en", "zh"):
         # Unknown characters and words, <s> and </s> as text, long lines, other scripts, empty documents.
-        texts = [*corpus(language, 20, 1), "", " \n ", "한국어 텍스트 ☃ 𠀀𠀁", "<s> the </s> <unk> bridge", "the\x00bridge", "桥" * 5000, "the " * 2000]
+        texts = [
+            *corpus(language, 20, 1),
+            "",
+            " \n ",
+            "한국어 텍스트 ☃ 𠀀𠀁",
+            "<s> the </s> <unk> bridge",
+            "the\x00bridge",
+            "桥" * 5000,
+            "the " * 2000,
+        ]
         expected = [oracle_lm.Reference(models / f"{language}.klm").score(text) for text in texts]
         found = scorer.score(TextBatch.from_strings(texts), [language] * len(texts))
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, rtol=3e-4)  # KenLM adds a line in float32
         assert np.isnan(found[20:22]).all() and not np.isnan(found[:20]).any()
+
+
+LETTERS = st.sampled_from([*"abcdefgh tow rivn.,0", "的", "我们", "桥", "。", "한", "☃", "𠀀", "é", "\n"])
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.lists(LETTERS, max_size=150).map("".join), min_size=1, max_size=8))
+def test_kernels_equal_the_libraries_bit_for_bit(models, texts):
+    lines = lm_lines(TextBatch.from_strings(texts))
+    for language in ("en", "zh"):
+        paths = models / f"{language}.klm", models / f"{language}.klm.spm"
+        kernel, library = engines(*paths)
+        for found, expected in zip(
+            kernel.score(lines.data, lines.offsets), library.score(lines.data, lines.offsets), strict=True
+        ):
+            assert found.tolist() == expected.tolist()
+
+
+@functools.cache
+def engines(model, spm):
+    kernel, library = perplexity.Engine(model, spm), perplexity.Engine(model, spm, library=True)
+    assert kernel._kernel is not None and library._kernel is None
+    return kernel, library
+
+
+def test_kernels_equal_the_libraries_for_every_order_and_a_trie(tmp_path, models):
+    texts = [*corpus("zh", 30, 7), *corpus("en", 30, 7), "桥" * 5000, "the " * 2000, "한국어 ☃☃ 𠀀𠀁 zq"]
+    lines = lm_lines(TextBatch.from_strings(texts))
+    for order, prune in ((2, ()), (3, (0, 0, 1)), (6, (0, 1))):
+        for structure in ("probing", "trie"):
+            path = tmp_path / f"{order}{structure}.klm"
+            train_lm.train(
+                "zh",
+                [str(models / "zh.jsonl")],
+                path,
+                memory="64M",
+                vocab_size=400,
+                order=order,
+                prune=prune,
+                structure=structure,
+            )
+            spm = perplexity.side_cars(path)[0]
+            engine, library = perplexity.Engine(path, spm), perplexity.Engine(path, spm, library=True)
+            assert (engine._kernel is not None) == (structure == "probing")
+            for found, expected in zip(
+                engine.score(lines.data, lines.offsets), library.score(lines.data, lines.offsets), strict=True
+            ):
+                assert found.tolist() == expected.tolist()
+
+
+def test_a_file_that_is_no_model_is_named(tmp_path, models):
+    (tmp_path / "a.klm").write_bytes(b"not a model")
+    with pytest.raises(UserError, match=r"a\.klm cannot be loaded"):
+        perplexity.Engine(tmp_path / "a.klm", models / "en.klm.spm")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        perplexity.Engine(models / "en.klm", tmp_path / "a.klm")
 
 
 def test_a_document_scores_alone_as_in_any_batch(models, monkeypatch):
@@ -105,6 +231,11 @@ def test_a_document_scores_alone_as_in_any_batch(models, monkeypatch):
     alone = [scorer.score(TextBatch.from_strings([text]), [lang])[0] for text, lang in zip(texts, langs, strict=True)]
     assert together.tolist() == alone
     monkeypatch.setattr(perplexity, "_CHUNK_BYTES", 50)
+    monkeypatch.setattr(
+        scorer,
+        "_models",
+        {lang: engines(models / f"{lang}.klm", models / f"{lang}.klm.spm")[1] for lang in ("en", "zh")},
+    )
     assert scorer.score(TextBatch.from_strings(texts), langs).tolist() == alone
     assert np.isnan(scorer.score(TextBatch.from_strings(texts), ["ja"] * 24)).all()
     assert len(scorer.score(TextBatch.from_strings([]), [])) == 0
@@ -145,7 +276,10 @@ def test_same_text_gives_the_same_bytes_in_another_folder(models, tmp_path):
 def test_fingerprint_follows_content_not_paths(models, tmp_path):
     for suffix in ("", ".spm", ".json"):
         shutil.copy(models / f"en.klm{suffix}", tmp_path / f"moved.klm{suffix}")
-    here, there = perplexity.Scorer({"en": str(models / "en.klm")}), perplexity.Scorer({"en": str(tmp_path / "moved.klm")})
+    here, there = (
+        perplexity.Scorer({"en": str(models / "en.klm")}),
+        perplexity.Scorer({"en": str(tmp_path / "moved.klm")}),
+    )
     both = perplexity.Scorer({"zh": str(models / "zh.klm"), "en": str(models / "en.klm")})
     assert here.fingerprint == there.fingerprint != both.fingerprint
 
@@ -158,7 +292,10 @@ def test_fingerprint_follows_content_not_paths(models, tmp_path):
         (lambda folder: (folder / "en.klm.json").unlink(), "manifest .* is missing"),
         (lambda folder: (folder / "en.klm.json").write_text("{"), "not valid JSON"),
         (lambda folder: (folder / "en.klm.json").write_text('{"format": 0}'), "train the model again"),
-        (lambda folder: (folder / "en.klm.spm").write_bytes((folder / "en.klm.spm").read_bytes() + b"x"), "is not the file that en.klm.json describes"),
+        (
+            lambda folder: (folder / "en.klm.spm").write_bytes((folder / "en.klm.spm").read_bytes() + b"x"),
+            "is not the file that en.klm.json describes",
+        ),
         (lambda folder: (folder / "en.klm").write_bytes((folder / "en.klm").read_bytes()[:-1]), "copy all three files"),
         (lambda folder: edit(folder, "normaliser", 0), "normaliser version 0, this program has"),
         (lambda folder: edit(folder, "language", "zh"), "trained for 'zh'"),
@@ -197,8 +334,32 @@ def test_inputs_of_every_kind_give_the_same_model(models, tmp_path):
     (tmp_path / "folder" / "a.txt").write_text("\n".join(texts[:150]), encoding="utf-8")
     (tmp_path / "folder" / "notes.md").write_text("not read", encoding="utf-8")
     for name, field in (("a.jsonl.gz", "text"), ("a.jsonl.zst", "text"), ("a.parquet", "body"), ("folder", "text")):
-        train_lm.train("en", [str(tmp_path / name)], tmp_path / "out.klm", memory="64M", vocab_size=400, text_field=field)
+        train_lm.train(
+            "en", [str(tmp_path / name)], tmp_path / "out.klm", memory="64M", vocab_size=400, text_field=field
+        )
         assert (tmp_path / "out.klm").read_bytes() == (models / "en.klm").read_bytes(), name
+
+
+def test_a_wikipedia_dump_trains_a_model(tmp_path):
+    import bz2
+
+    def page(i, namespace=0):
+        lead = f"'''石桥{i}'''是[[河流|河边]]的桥。{{{{引用}}}}[[工程师]]修建了水库。"
+        text = f"{lead}\n\n== 历史 ==\n城市的历史很长，人们研究语言。"
+        revision = f"<revision><id>1</id><timestamp>2020-01-01T00:00:00Z</timestamp><text>{text}</text></revision>"
+        return f"<page><title>桥{i}</title><ns>{namespace}</ns><id>{i}</id>{revision}</page>"
+
+    site = "<siteinfo><dbname>zhwiki</dbname><base>https://zh.wikipedia.org/wiki/X</base></siteinfo>"
+    pages = "".join(page(i) for i in range(60)) + page(99, namespace=1)
+    dump = f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">{site}{pages}</mediawiki>'
+    (tmp_path / "zhwiki.xml.bz2").write_bytes(bz2.compress(dump.encode()))
+    texts = [text for batch in lm_inputs.read_texts([str(tmp_path / "zhwiki.xml.bz2")], "text") for text in batch]
+    assert len(texts) == 60 and not any("[[" in text or "{{" in text for text in texts)
+    manifest = train_lm.train("zh", [str(tmp_path / "zhwiki.xml.bz2")], tmp_path / "zh.klm", memory="64M")
+    assert manifest["documents"] == 60
+    scorer = perplexity.Scorer({"zh": str(tmp_path / "zh.klm")})
+    good, bad = scorer.score(TextBatch.from_strings(["石桥7是河边的桥。", "的桥边河是7桥石。"]), ["zh", "zh"])
+    assert good < bad
 
 
 def test_small_input_falls_back_and_says_so(tmp_path):
@@ -247,8 +408,14 @@ def test_missing_programs_name_the_script(monkeypatch, tmp_path):
 
 
 def test_wikitext_becomes_prose():
-    text = ' = Title = \n \n The " main " game @-@ play ( <unk> ) cost $ 1 @,@ 000 in 3 @.@ 5 years , it \'s <unk> .\n = = Part = = \n players \' wish'
-    assert train_lm.detokenise_wikitext(text) == "Title\nThe \"main\" game-play cost $1,000 in 3.5 years, it's.\nPart\nplayers' wish"
+    text = (
+        ' = Title = \n \n The " main " game @-@ play ( <unk> ) cost $ 1 @,@ 000 in '
+        "3 @.@ 5 years , it 's <unk> .\n = = Part = = \n players ' wish"
+    )
+    assert (
+        train_lm.detokenise_wikitext(text)
+        == "Title\nThe \"main\" game-play cost $1,000 in 3.5 years, it's.\nPart\nplayers' wish"
+    )
 
 
 def test_command_prints_its_summary(models, tmp_path, capsys):
@@ -256,7 +423,22 @@ def test_command_prints_its_summary(models, tmp_path, capsys):
 
     parser = argparse.ArgumentParser()
     train_lm.add_arguments(parser)
-    args = parser.parse_args(["--lang", "en", "--input", str(models / "en.jsonl"), "--output", str(tmp_path / "en.klm"), "--memory", "64M", "--prune", "0", "0", "1"])
+    args = parser.parse_args(
+        [
+            "--lang",
+            "en",
+            "--input",
+            str(models / "en.jsonl"),
+            "--output",
+            str(tmp_path / "en.klm"),
+            "--memory",
+            "64M",
+            "--prune",
+            "0",
+            "0",
+            "1",
+        ]
+    )
     assert train_lm.main(args) == 0
     out = capsys.readouterr().out
     assert "trained on 300 documents" in out and "held out" in out and "bits per character" in out

@@ -28,7 +28,11 @@ def chunked(rows, size):
 
 def check(rows, high, medium, size=7, memory_rows=2):
     cuts = tiers.rank(chunked(rows, size), high, medium, memory_rows)
-    groups, perplexity, ids = [row[0] for row in rows], np.array([row[1] for row in rows], np.float32), [row[2] for row in rows]
+    groups, perplexity, ids = (
+        [row[0] for row in rows],
+        np.array([row[1] for row in rows], np.float32),
+        [row[2] for row in rows],
+    )
     rounded = [(group, float(value), name) for group, value, name in zip(groups, perplexity, ids, strict=True)]
     expected = oracle_lm.tiers(rounded, high, medium)
     restored = {name: tiers.Cut.from_dict(json.loads(json.dumps(cut.as_dict()))) for name, cut in cuts.items()}
@@ -64,7 +68,10 @@ def test_equals_sorting(values, a, b, size, memory_rows):
 def test_many_ties_in_bounded_memory():
     # 3,000 documents of one perplexity, ids that share long prefixes: only the passes over id bytes can separate them.
     ids = [f"{'ab' * 14}{i:04x}" for i in range(3000)]
-    rows = [("zh", 12.5, name) for name in reversed(ids)] + [("zh", 1.0, hex_ids(1)[0]), ("en", math.nan, hex_ids(2)[1])]
+    rows = [("zh", 12.5, name) for name in reversed(ids)] + [
+        ("zh", 1.0, hex_ids(1)[0]),
+        ("en", math.nan, hex_ids(2)[1]),
+    ]
     cuts, codes = check(rows, 30, 60, size=500, memory_rows=10)
     assert list(cuts) == ["zh"]
     assert cuts["zh"].high == (12.5, ids[898])  # 900 of 3,001 are high: one document of 1.0 and the first 899 ties
@@ -97,7 +104,11 @@ def test_percentages_are_decimal_not_binary():
 def test_arrow_columns_and_empty_input():
     assert tiers.rank(lambda: iter(()), 30, 60) == {}
     ids = hex_ids(3)
-    columns = (pa.array(["en"] * 3).dictionary_encode(), np.array([3, 1, 2], np.float32), pa.chunked_array([ids[:1], ids[1:]]))
+    columns = (
+        pa.array(["en"] * 3).dictionary_encode(),
+        np.array([3, 1, 2], np.float32),
+        pa.chunked_array([ids[:1], ids[1:]]),
+    )
     cuts = tiers.rank(lambda: iter([columns]), 34, 67)
     assert tiers.tiers(*columns, cuts).tolist() == [2, 0, 1]
 

@@ -1,17 +1,19 @@
 """SentencePiece BPE in compiled code: the same ids as the library's, an order of magnitude faster.
 
-Why it is exact. BPE (Sennrich et al. 2016, as in sentencepiece's bpe_model.cc) starts from single characters and, as long as there is
-one, merges the neighbours whose joined text is the vocabulary piece of the best score (the leftmost of equals). Every symbol is a
-substring of a piece, so two neighbouring characters that stand side by side in no piece are never merged, whatever surrounds them:
-text can be cut there, each **segment** encoded alone, and the ids of a segment remembered. In Chinese text nearly every character is
-a segment under LLaMA's vocabulary; in English a word with its space mostly is. Long segments use a heap: n log n, like the library.
+Why it is exact. BPE (Sennrich et al. 2016; bpe_model.cc of sentencepiece) starts from single characters and, as long
+as there is one, merges the neighbours whose joined text is the piece of the best score (the leftmost of equals).
+Every symbol is a substring of a piece, so two neighbouring characters that stand side by side in no piece never merge,
+whatever surrounds them: text can be cut there, each **segment** encoded alone, and the ids of a segment remembered.
+Under LLaMA's vocabulary nearly every Chinese character is a segment; in English it mostly is a word with its space.
+Long segments use a heap: n log n, like the library.
 
-Models outside the proven case (another normaliser than identity, no byte fallback, unused pieces, longer user-defined pieces,
-Unigram) are refused by `build_tables`; the caller then uses the library.
+Models outside the proven case (another normaliser than identity, no byte fallback, unused pieces, longer user-defined
+pieces, Unigram) are refused by `build_tables`; the caller then uses the library.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numba
@@ -99,25 +101,27 @@ def _tables(model: ModelFile, ids: dict[str, int], frozen: set[str], byte_ids: I
     symbol = np.full(CODE_POINTS, -1, np.int32)
     char_class = np.zeros(CODE_POINTS, np.int32)
     symbols = dict(ids)
+    number_of: dict[str, int] = {}
     inside = sorted({character for piece in ids if len(piece) > 1 for character in piece} - frozen)
     for number, character in enumerate(inside, start=1):
-        char_class[ord(character)] = number
+        char_class[ord(character)] = number_of[character] = number
         symbols.setdefault(character, _UNKNOWN + number)
     for text, value in symbols.items():
         if len(text) == 1:
             symbol[ord(text)] = value
     joins: dict[int, int] = {}
+    neighbours: set[tuple[str, str]] = set()
     pairs = np.zeros((len(inside) + 1, (len(inside) + 8) // 8), np.uint8)
     for piece, number in ids.items():
         if len(piece) == 1 or not frozen.isdisjoint(piece):  # a frozen character joins nothing
             continue
-        classes = [char_class[ord(character)] for character in piece]
-        for left, right in zip(classes[:-1], classes[1:], strict=True):
-            pairs[left, right >> 3] |= 1 << (right & 7)
+        neighbours.update(pairwise(piece))
         for cut in range(1, len(piece)):
             before, after = symbols.get(piece[:cut]), symbols.get(piece[cut:])
             if before is not None and after is not None:
                 joins[before << 32 | after] = number
+    for a, b in neighbours:
+        pairs[number_of[a], number_of[b] >> 3] |= 1 << (number_of[b] & 7)
     keys, values = _hash_table(joins)
     symbol[ord(" ")], char_class[ord(" ")] = symbol[ord(SPACE)], char_class[ord(SPACE)]
     ascii_class = char_class[:128]
@@ -136,10 +140,15 @@ def _hash_table(joins: dict[int, int]) -> tuple[npt.NDArray[np.uint64], I32]:
     return keys, values
 
 
-@numba.njit(cache=True, inline="always")
+@numba.njit(cache=True)
 def _slot(key, size):  # type: ignore[no-untyped-def]
     mixed = key * np.uint64(0x9E3779B97F4A7C15)
     return numba.int64((mixed >> np.uint64(20)) & np.uint64(size - 1))
+
+
+@numba.njit(cache=True)
+def _first_slot(mixed, mask):  # type: ignore[no-untyped-def]
+    return (mixed ^ (mixed >> 29) ^ (mixed >> 47)) & mask
 
 
 @numba.njit(cache=True)
@@ -154,24 +163,24 @@ def _fill(keys, values, new_keys, new_values):  # type: ignore[no-untyped-def]
         values[at] = new_values[i]
 
 
-@numba.njit(cache=True, inline="always")
-def _join(tables, left, right):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True)
+def _join(keys, values, left, right):  # type: ignore[no-untyped-def]
     """Piece of the joined text of two symbols, or -1."""
     if left < 0 or right < 0:
         return numba.int32(-1)
     key = (np.uint64(left) << np.uint64(32) | np.uint64(right)) + np.uint64(1)
-    size = len(tables.merge_keys)
+    size = len(keys)
     at = _slot(key, size)
     while True:
-        found = tables.merge_keys[at]
+        found = keys[at]
         if found == key:
-            return tables.merge_values[at]
+            return values[at]
         if found == 0:
             return numba.int32(-1)
         at = (at + 1) & (size - 1)
 
 
-@numba.njit(cache=True, inline="always")
+@numba.njit(cache=True)
 def _character(data, i):  # type: ignore[no-untyped-def]
     """(code point, bytes) of the character at data[i]; valid UTF-8."""
     first = numba.int64(data[i])
@@ -226,6 +235,7 @@ def _encode_segment(tables, data, start, end, prefix, work, heap, out, n):  # ty
         work = np.empty((4, most), np.int32)
         heap = np.empty(2 * most, np.int64)
     symbol, before, after, place = work[0], work[1], work[2], work[3]
+    keys, values, rank = tables.merge_keys, tables.merge_values, tables.rank
     count = 0
     if prefix:
         symbol[0] = tables.symbol[0x20]
@@ -243,9 +253,9 @@ def _encode_segment(tables, data, start, end, prefix, work, heap, out, n):  # ty
         after[k] = k + 1
     size = 0
     for k in range(count - 1):
-        joined = _join(tables, symbol[k], symbol[k + 1])
+        joined = _join(keys, values, symbol[k], symbol[k + 1])
         if joined >= 0:
-            size = _push(heap, size, numba.int64(tables.rank[joined]) << 32 | k)
+            size = _push(heap, size, numba.int64(rank[joined]) << 32 | k)
     while size:
         best = heap[0]
         size = _pop(heap, size)
@@ -253,8 +263,8 @@ def _encode_segment(tables, data, start, end, prefix, work, heap, out, n):  # ty
         if symbol[left] == -2 or after[left] >= count:  # absorbed meanwhile, or nothing follows any more
             continue
         right = after[left]
-        joined = _join(tables, symbol[left], symbol[right])
-        if joined < 0 or tables.rank[joined] != best >> 32:  # an entry of a pair that has changed
+        joined = _join(keys, values, symbol[left], symbol[right])
+        if joined < 0 or rank[joined] != best >> 32:  # an entry of a pair that has changed
             continue
         symbol[left] = joined
         symbol[right] = -2
@@ -262,18 +272,18 @@ def _encode_segment(tables, data, start, end, prefix, work, heap, out, n):  # ty
         after[left] = following
         if following < count:
             before[following] = left
-            joined = _join(tables, symbol[left], symbol[following])
+            joined = _join(keys, values, symbol[left], symbol[following])
             if joined >= 0:
-                size = _push(heap, size, numba.int64(tables.rank[joined]) << 32 | left)
+                size = _push(heap, size, numba.int64(rank[joined]) << 32 | left)
         previous = before[left]
         if previous >= 0:
-            joined = _join(tables, symbol[previous], symbol[left])
+            joined = _join(keys, values, symbol[previous], symbol[left])
             if joined >= 0:
-                size = _push(heap, size, numba.int64(tables.rank[joined]) << 32 | previous)
+                size = _push(heap, size, numba.int64(rank[joined]) << 32 | previous)
     k = 0
     while k < count:
         value = symbol[k]
-        if 0 <= value < 1 << 30:
+        if 0 <= value < _UNKNOWN:
             out[n] = value
             n += 1
         else:
@@ -286,46 +296,25 @@ def _encode_segment(tables, data, start, end, prefix, work, heap, out, n):  # ty
 
 
 @numba.njit(cache=True)
-def _segment(tables, cache, data, start, end, mixed, work, heap, out, n):  # type: ignore[no-untyped-def]
-    """Encode one segment of several characters through the cache; `mixed`: hash of its bytes."""
-    length = end - start
-    if length > 48:
-        return _encode_segment(tables, data, start, end, False, work, heap, out, n)
+def _remember(cache, data, start, length, mixed, at, out, n, stop):  # type: ignore[no-untyped-def]
+    """Put ids out[n:stop] of the segment data[start : start + length] into slot `at`, which is free."""
     slots, keys, ids, used = cache
-    mask = len(slots) - 1
-    at = (mixed ^ (mixed >> 29) ^ (mixed >> 47)) & mask
-    while True:
-        key = slots[at, 1]
-        if key == 0:
-            break
-        if slots[at, 0] == mixed and key & 0xFF == length:
-            first = key >> 8
-            same = True
-            for j in range(length):
-                if keys[first + j] != data[start + j]:
-                    same = False
-                    break
-            if same:
-                where = slots[at, 2]
-                first = where >> 8
-                for j in range(where & 0xFF):
-                    out[n + j] = ids[first + j]
-                return n + (where & 0xFF)
-        at = (at + 1) & mask
-    stop = _encode_segment(tables, data, start, end, False, work, heap, out, n)
     if used[0] * 2 >= len(slots) or used[1] + length > len(keys) or used[2] + (stop - n) > len(ids):
-        slots[:] = 0
-        used[:] = 0
-        at = (mixed ^ (mixed >> 29) ^ (mixed >> 47)) & mask
+        for i in range(len(slots)):
+            slots[i, 1] = 0
+        for i in range(3):
+            used[i] = 0
+        at = _first_slot(mixed, len(slots) - 1)
     slots[at, 0] = mixed
     slots[at, 1] = used[1] << 8 | length
     slots[at, 2] = used[2] << 8 | (stop - n)
-    keys[used[1] : used[1] + length] = data[start:end]
-    ids[used[2] : used[2] + stop - n] = out[n:stop]
+    for i in range(length):
+        keys[used[1] + i] = data[start + i]
+    for i in range(stop - n):
+        ids[used[2] + i] = out[n + i]
     used[0] += 1
     used[1] += length
     used[2] += stop - n
-    return stop
 
 
 @numba.njit(cache=True)
@@ -333,67 +322,91 @@ def _encode(tables, cache, data, offsets, out, ends):  # type: ignore[no-untyped
     """Encode all documents; ids to `out`, their end per document to ends[1:]; returns the number of ids."""
     work = np.empty((4, 256), np.int32)
     heap = np.empty(512, np.int64)
+    symbol, char_class, pairs, ascii_pairs, byte_ids = (
+        tables.symbol, tables.char_class, tables.pairs, tables.ascii_pairs, tables.byte_ids,
+    )
+    slots, keys, ids = cache.slots, cache.keys, cache.ids
+    mask = len(slots) - 1
     n = 0
     for document in range(len(offsets) - 1):
         i, stop = offsets[document], offsets[document + 1]
-        prefix = tables.add_prefix and i < stop  # a virtual space opens the document: its first segment skips the cache
+        if i == stop:
+            ends[document + 1] = n
+            continue
+        # The segment so far: data[start:i], of `characters` characters, after a virtual space when `prefix`.
         start = i
-        characters = 0  # characters of the segment so far
-        last_class = tables.char_class[0x20] if prefix else 0
-        last = 0x20 if prefix else -1
-        if prefix:
-            characters = 1
+        prefix = tables.add_prefix
+        characters = 1 if prefix else 0
         mixed = np.int64(0)
-        last_point = 0x20
-        while i < stop:
-            first = data[i]
-            if first < 0x80:
-                point, width = numba.int64(first), 1
-                if 0 <= last:
-                    joined = tables.ascii_pairs[last << 7 | point] != 0
+        point = numba.int64(0x20) if prefix else numba.int64(-1)  # the last character; -1 = none yet
+        while True:
+            before = point
+            width = 1
+            joined = False
+            if i < stop:
+                first = data[i]
+                if first < 0x80 and 0 <= before < 0x80:
+                    point = numba.int64(first)
+                    joined = ascii_pairs[before << 7 | point] != 0
                 else:
-                    klass = tables.char_class[point]
-                    joined = last_class != 0 and klass != 0 and tables.pairs[last_class, klass >> 3] >> (klass & 7) & 1 != 0
-                last = point
-            else:
-                point, width = _character(data, i)
-                klass = tables.char_class[point]
-                joined = False
-                if klass != 0:
-                    if last >= 0:
-                        last_class = tables.char_class[last]
-                    joined = last_class != 0 and tables.pairs[last_class, klass >> 3] >> (klass & 7) & 1 != 0
-                last_class = klass
-                last = -1
-            if not joined and characters > 0:
-                if prefix:
-                    n = _encode_segment(tables, data, start, i, True, work, heap, out, n)
-                    prefix = False
-                elif characters == 1:
-                    value = tables.symbol[last_point]
-                    if 0 <= value < 1 << 30:
+                    point, width = _character(data, i)
+                    if before >= 0:
+                        left, right = char_class[before], char_class[point]
+                        if left != 0 and right != 0:
+                            joined = (pairs[left, right >> 3] >> (right & 7)) & 1 != 0
+            if not joined and characters > 0:  # data[start:i] ends here
+                length = i - start
+                if characters == 1 and not prefix:
+                    value = symbol[before]
+                    if 0 <= value < _UNKNOWN:
                         out[n] = value
                         n += 1
                     else:
                         for j in range(start, i):
-                            out[n] = tables.byte_ids[data[j]]
+                            out[n] = byte_ids[data[j]]
                             n += 1
                 else:
-                    n = _segment(tables, cache, data, start, i, mixed, work, heap, out, n)
+                    cached = not prefix and length <= LONGEST_KEY
+                    known = False
+                    at = _first_slot(mixed, mask)
+                    while cached and not known and slots[at, 1] != 0:
+                        if slots[at, 0] == mixed and slots[at, 1] & 0xFF == length:
+                            place = slots[at, 1] >> 8
+                            known = True
+                            for j in range(length):
+                                if keys[place + j] != data[start + j]:
+                                    known = False
+                                    break
+                        if not known:
+                            at = (at + 1) & mask
+                    if known:
+                        place = slots[at, 2] >> 8
+                        for j in range(slots[at, 2] & 0xFF):
+                            out[n] = ids[place + j]
+                            n += 1
+                    else:
+                        end = _encode_segment(tables, data, start, i, prefix, work, heap, out, n)
+                        if cached:
+                            _remember(cache, data, start, length, mixed, at, out, n, end)
+                        n = end
+                    prefix = False
                 start = i
                 characters = 0
                 mixed = np.int64(0)
+            if i >= stop:
+                break
             mixed = (mixed ^ point) * np.int64(0x100000001B3)
-            last_point = point
             characters += 1
             i += width
-        if characters > 0:
-            if prefix:
-                n = _encode_segment(tables, data, start, stop, True, work, heap, out, n)
-            else:
-                n = _segment(tables, cache, data, start, stop, mixed, work, heap, out, n)
         ends[document + 1] = n
     return n
+
+
+def _read_only(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """A view without write permission: kernels are compiled once, wherever the bytes come from."""
+    view = np.ascontiguousarray(data).view()
+    view.flags.writeable = False
+    return view
 
 
 def encode(tables: Tables, cache: Cache, data: npt.NDArray[np.uint8], offsets: I64) -> tuple[I32, I64]:
@@ -401,6 +414,7 @@ def encode(tables: Tables, cache: Cache, data: npt.NDArray[np.uint8], offsets: I
 
     Memory: 4 bytes per byte of text for the ids at most, and 32 bytes per byte of the longest single segment.
     """
+    data = _read_only(data)
     out = np.empty(len(data) + 3 * len(offsets), np.int32)  # a character never has more ids than bytes
     ends = np.zeros(len(offsets), np.int64)
     n = _encode(tables, cache, data, np.ascontiguousarray(offsets, np.int64), out, ends)
@@ -442,6 +456,7 @@ def prompt_tokens(
     `characters`: characters of each piece, -1 for byte pieces, int32 [pieces].
     """
     counts = np.zeros(len(offsets) - 1, np.int32)
+    data, offsets = _read_only(data), np.ascontiguousarray(offsets, np.int64)
     _prompt_tokens(
         data, offsets, np.asarray(prompt_bytes, np.int64), encoded[0], encoded[1], characters, tables.add_prefix, counts
     )

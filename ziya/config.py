@@ -32,7 +32,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def _field(phase: str, default: Any, text: str, is_file: bool, **constraints: Any) -> Any:
-    extra = {"phase": phase, "file": is_file}
+    extra: dict[str, Any] = {"phase": phase, "file": is_file}
     if isinstance(default, (list, dict)) or (isinstance(default, type) and issubclass(default, Settings)):
         factory = default if isinstance(default, type) else lambda: type(default)(default)
         return Field(default_factory=factory, description=text, json_schema_extra=extra, **constraints)

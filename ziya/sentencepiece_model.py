@@ -1,6 +1,6 @@
 """What a SentencePiece model file says about itself: pieces, their types and scores, and how text is normalised.
 
-The Python wheel of sentencepiece needs protobuf for this; the five fields that matter are read from the wire format here.
+The wheel of sentencepiece needs protobuf for this; the few fields that matter are read from the wire format here.
 """
 
 from __future__ import annotations
@@ -65,6 +65,16 @@ def parse_model(data: bytes) -> ModelFile:
         remove_extra_whitespaces=bool(_number(normalizer, 4, 1)),
         escape_whitespaces=bool(_number(normalizer, 5, 1)),
     )
+
+
+def piece_spans(encoded: bytes) -> list[tuple[int, int]]:
+    """(first byte, end) of every piece in the text of a serialised `SentencePieceText`."""
+    spans = []
+    for number, value in _fields(encoded):
+        if number == 2 and isinstance(value, bytes):
+            piece = dict(_fields(value))
+            spans.append((_number(piece, 4, 0), _number(piece, 5, 0)))
+    return spans
 
 
 def _number(fields: dict[int, int | bytes], number: int, default: int) -> int:

@@ -1,1 +1,3 @@
-"""Deduplication of survivors: URL, then exact, then fuzzy; corpus-wide frequent lines; URLs kept by earlier runs. See README.md."""
+"""Deduplication of survivors: URL, then exact, then fuzzy; corpus-wide frequent lines; URLs kept by earlier runs. See
+README.md.
+"""

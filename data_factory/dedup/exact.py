@@ -1,4 +1,6 @@
-"""URL and exact stages: of the documents that share a 128-bit key, the first `copies` in the total order go on, the others lose."""
+"""URL and exact stages: of the documents that share a 128-bit key, the first `copies` in the total order go on, the
+others lose.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,13 @@ KEYED = np.dtype([("hi", "<u8"), ("lo", "<u8"), ("rank", "<i8")])
 BEATEN = np.dtype([("rank", "<i8"), ("winner", "<i8"), ("stage", "u1"), ("value", "<f4")])  # winner: a rank
 
 
-def same_key(rows: Iterable[Rows], stage: int, copies: int, status: npt.NDArray[np.uint8], folder: Path, memory_rows: int) -> Iterator[Rows]:
+def same_key(
+    rows: Iterable[Rows], stage: int, copies: int, status: npt.NDArray[np.uint8], folder: Path, memory_rows: int
+) -> Iterator[Rows]:
     """Yield the losers (BEATEN) among `rows` (KEYED) and set `status[rank] = stage` for each.
 
-    A loser names the first document with its key. The key (0, 0) never competes. Any order of `rows`; memory as in `external_sort`.
+    A loser names the first document with its key. The key (0, 0) never competes. Any order of `rows`; memory as in
+    `external_sort`.
     """
     last_hi = last_lo = np.uint64(0)
     first, seen = -1, 0

@@ -1,8 +1,9 @@
 """Fuzzy stage: collapse equal sketches, find near pairs, then one pass in the total order.
 
-A document is kept iff fewer than `copies` kept neighbours precede it. Nodes of the neighbour graph are the first `copies` documents of
-every sketch; later ones never stand a chance (either `copies` of their sketch are kept, or one of those lost to `copies` others that are
-their neighbours, too), so each is beaten by the first of its sketch, or by what beat that one.
+A document is kept iff fewer than `copies` kept neighbours precede it. Nodes of the neighbour graph are the first
+`copies` documents of every sketch; later ones never stand a chance (either `copies` of their sketch are kept, or one of
+those lost to `copies` others that are their neighbours, too), so each is beaten by the first of its sketch, or by what
+beat that one.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from data_factory.dedup.rows import FUZZY, Rows
 from data_factory.dedup.simhash import EDGE
 
 
-def collapse(rows: Iterable[Rows], names: tuple[str, ...], copies: int, folder: Path, memory_rows: int) -> Iterator[tuple[Rows, Rows]]:
+def collapse(
+    rows: Iterable[Rows], names: tuple[str, ...], copies: int, folder: Path, memory_rows: int
+) -> Iterator[tuple[Rows, Rows]]:
     """Split `rows` (fields `names` = the sketch, and rank) into the first `copies` of every sketch and the rest.
 
-    Yields (nodes: rows, sorted by (sketch, rank); rest: EDGE from the first document of the sketch (a) to the later one (b)).
+    Yields (nodes: rows, sorted by (sketch, rank); rest: EDGE from the first document of the sketch (a) to the later one
+    (b)).
     """
     key: Key = lambda chunk: (*(chunk[name] for name in names), chunk["rank"])  # noqa: E731
     last: tuple[Any, ...] | None = None
@@ -43,15 +47,16 @@ def collapse(rows: Iterable[Rows], names: tuple[str, ...], copies: int, folder: 
         rest["a"], rest["b"] = head_rank[group[later]], chunk["rank"][later]
         last = tuple(chunk[name][-1] for name in names)
         first, seen = int(head_rank[group[-1]]), int(place[-1]) + 1
-        yield chunk[~later], rest
+        yield chunk.take(np.flatnonzero(~later)), rest
 
 
 @numba.njit(cache=True)
 def _pass(a, b, value, near, status, copies, stage, state, best, winner, winner_value):  # type: ignore[no-untyped-def]
-    """One chunk of edges sorted by (b, a). winner[i] (a rank) is set on the edge that completes `copies` for b[i], else -1.
+    """One chunk of edges sorted by (b, a). winner[i] (a rank) is set on the edge that completes `copies` for b[i], else
+    -1.
 
-    `state` int64 [4]: document in progress, whether it competes, its kept neighbours so far, the best of them; `best` float32 [1]: value of
-    the edge to that one. Both go on into the next chunk.
+    `state` int64 [4]: document in progress, whether it competes, its kept neighbours so far, the best of them; `best`
+    float32 [1]: value of the edge to that one. Both go on into the next chunk.
     """
     for i in range(len(a)):
         winner[i] = -1
@@ -71,11 +76,14 @@ def _pass(a, b, value, near, status, copies, stage, state, best, winner, winner_
                 winner_value[i] = best[0]
 
 
-def resolve(edges: Iterable[Rows], near: Callable[[Rows], Rows], copies: int, status: npt.NDArray[np.uint8]) -> Iterator[Rows]:
-    """One pass over `edges` (EDGE sorted by (b, a)) in the total order; yields the losers (BEATEN) and sets their `status`.
+def resolve(
+    edges: Iterable[Rows], near: Callable[[Rows], Rows], copies: int, status: npt.NDArray[np.uint8]
+) -> Iterator[Rows]:
+    """One pass over `edges` (EDGE sorted by (b, a)) in the total order; yields the losers (BEATEN) and sets their
+    `status`.
 
-    `near`: values -> bool, which edges count. A loser names its best kept neighbour. Documents whose status is set already (the rest
-    of `collapse`) neither win nor lose here.
+    `near`: values -> bool, which edges count. A loser names its best kept neighbour. Documents whose status is set
+    already (the rest of `collapse`) neither win nor lose here.
     """
     state, best = np.array([-1, 0, 0, -1], np.int64), np.zeros(1, np.float32)
     for chunk in edges:
@@ -84,5 +92,10 @@ def resolve(edges: Iterable[Rows], near: Callable[[Rows], Rows], copies: int, st
         _pass(a, b, value, near(value), status, copies, FUZZY, state, best, winner, winner_value)
         lost = winner >= 0
         beaten = np.zeros(int(lost.sum()), BEATEN)
-        beaten["rank"], beaten["winner"], beaten["stage"], beaten["value"] = b[lost], winner[lost], FUZZY, winner_value[lost]
+        beaten["rank"], beaten["winner"], beaten["stage"], beaten["value"] = (
+            b[lost],
+            winner[lost],
+            FUZZY,
+            winner_value[lost],
+        )
         yield beaten

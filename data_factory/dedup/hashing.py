@@ -1,6 +1,7 @@
 """Hash kernels of the deduplication keys: MurmurHash3 x64-128 (A. Appleby, public domain) and its 64-bit finaliser.
 
-Stable by construction: no salt, no dependence on PYTHONHASHSEED. Identities, not a defence against someone who builds collisions on purpose.
+Stable by construction: no salt, no dependence on PYTHONHASHSEED. Identities, not a defence against someone who builds
+collisions on purpose.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def _word(data, i):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def murmur128(data, start, end, seed):  # type: ignore[no-untyped-def]
-    """128-bit hash of data[start:end] (uint8) as (high, low) uint64: the two halves in the order of the published test vectors."""
+    """128-bit hash of data[start:end] (uint8) as (high, low) uint64: the two halves in the order of the published test
+    vectors.
+    """
     h1 = np.uint64(seed)
     h2 = np.uint64(seed)
     length = end - start

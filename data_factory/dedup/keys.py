@@ -10,7 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from data_factory.batches import Spans, TextBatch
-from data_factory.characters import CONTROL, DIGIT, EMOJI, LETTER, PUNCTUATION, SPACE, SYMBOL, decode, flags_of, lower_table, table
+from data_factory.characters import (
+    CONTROL,
+    DIGIT,
+    EMOJI,
+    LETTER,
+    PUNCTUATION,
+    SPACE,
+    SYMBOL,
+    decode,
+    flags_of,
+    lower_table,
+    table,
+)
 from data_factory.config import Fuzzy
 from data_factory.dedup.hashing import SEED_SHORT_TEXT, SEED_TEXT, mix64, murmur128
 from data_factory.dedup.url_keys import url_keys
@@ -54,7 +66,8 @@ def put(out, o, point):  # type: ignore[no-untyped-def]
 def _strip(data, begin, end, starts, ends, dropped, flags, lower, out):  # type: ignore[no-untyped-def]
     """Key text of data[begin:end] into `out`: characters with a flag in `dropped` are left out, the others lower-cased.
 
-    `starts`, `ends`: protected byte ranges relative to `begin`, copied as they are. Returns (bytes, characters) written.
+    `starts`, `ends`: protected byte ranges relative to `begin`, copied as they are. Returns (bytes, characters)
+    written.
     """
     o = 0
     count = 0
@@ -108,20 +121,34 @@ def _exact(data, offsets, rows, starts, ends, flags, lower, stripped, space, sho
 def exact_keys(t2: TextBatch, protected: Spans) -> tuple[U64, U64]:
     """128-bit key of each text without punctuation, emoji, symbols, whitespace and case, as (high, low) uint64 [n].
 
-    Digits stay: pages that differ in a number differ. Case means the one-character lower-case form. Bytes inside `protected` spans
-    are kept as they are. A key text of fewer than 20 characters is replaced by the text that keeps its symbols (without whitespace
-    and controls, lower-case). A text with nothing left has the key (0, 0), which never competes. Rule X02 with Ziya2's symbol removal.
+    Digits stay: pages that differ in a number differ. Case means the one-character lower-case form. Bytes inside
+    `protected` spans are kept as they are. A key text of fewer than 20 characters is replaced by the text that keeps
+    its symbols (without whitespace and controls, lower-case). A text with nothing left has the key (0, 0), which never
+    competes. Rule X02 with Ziya2's symbol removal.
     """
     rows = protected.row_offsets(len(t2))
     result: tuple[U64, U64] = _exact(
-        t2.data, t2.offsets, rows, protected.start, protected.end, table(), lower_table(), STRIPPED, SPACE | CONTROL, SHORT_KEY, SEED_TEXT, SEED_SHORT_TEXT
+        t2.data,
+        t2.offsets,
+        rows,
+        protected.start,
+        protected.end,
+        table(),
+        lower_table(),
+        STRIPPED,
+        SPACE | CONTROL,
+        SHORT_KEY,
+        SEED_TEXT,
+        SEED_SHORT_TEXT,
     )
     return result
 
 
 @numba.njit(cache=True)
 def _tokens(data, begin, end, is_zh, flags, lower, out):  # type: ignore[no-untyped-def]
-    """Token hashes of data[begin:end] into `out` (uint64); returns how many. zh: one a letter or digit; else one a run of them."""
+    """Token hashes of data[begin:end] into `out` (uint64); returns how many. zh: one a letter or digit; else one a run
+    of them.
+    """
     m = 0
     i = begin
     word = np.uint64(0)
@@ -157,7 +184,8 @@ def _windows(tokens, m, window):  # type: ignore[no-untyped-def]
     last = np.uint64(1)
     for _ in range(window):
         last *= _BASE
-    # value = sum token[i] * BASE^(window - 1 - i) mod 2^64, rolled; tokens[i] is read as the outgoing one before it is overwritten.
+    # value = sum token[i] * BASE^(window - 1 - i) mod 2^64, rolled; tokens[i] is read as the outgoing one before it is
+    # overwritten.
     value = np.uint64(0)
     for i in range(window):
         value = value * _BASE + tokens[i]
@@ -179,7 +207,9 @@ def _longest(offsets):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def _fingerprint(hashes, m, spread, lanes, ones):  # type: ignore[no-untyped-def]
-    """Majority bit of every position over hashes[:m]. `spread[b]`: the eight bits of byte b, one a byte; `lanes`: eight byte-wise counters."""
+    """Majority bit of every position over hashes[:m]. `spread[b]`: the eight bits of byte b, one a byte; `lanes`: eight
+    byte-wise counters.
+    """
     ones[:] = 0
     i = 0
     while i < m:
@@ -219,7 +249,8 @@ def _simhash(data, offsets, langs, window_en, window_zh, flags, lower, spread): 
 
 def _spread_table() -> U64:
     bits = (np.arange(256)[:, None] >> np.arange(8)) & 1
-    return np.bitwise_or.reduce(bits.astype(np.uint64) << (8 * np.arange(8, dtype=np.uint64)), axis=1)
+    spread: U64 = np.bitwise_or.reduce(bits.astype(np.uint64) << (8 * np.arange(8, dtype=np.uint64)), axis=1)
+    return spread
 
 
 _SPREAD = _spread_table()
@@ -228,10 +259,11 @@ _SPREAD = _spread_table()
 def simhash(t2: TextBatch, langs: npt.NDArray[np.uint8], settings: Fuzzy) -> tuple[U64, npt.NDArray[np.int32]]:
     """64-bit simhash (Charikar 2002; Manku et al. 2007) of each text: (fingerprints uint64 [n], shingles int32 [n]).
 
-    Features, each occurrence weighing 1: `langs` 1 (zh): every run of `shingle_zh` letters or digits, whatever stands between them;
-    else: every run of `shingle_en` words, a word being a run of letters and digits (Unicode; Han runs too). Lower-case, the last
-    shingle included. A text shorter than one window has no shingle and fingerprint 0: such texts are compared by exact key only.
-    A bit is set iff more than half of the features set it. Memory: 8 bytes of scratch a byte of the longest text.
+    Features, each occurrence weighing 1: `langs` 1 (zh): every run of `shingle_zh` letters or digits, whatever stands
+    between them; else: every run of `shingle_en` words, a word being a run of letters and digits (Unicode; Han runs
+    too). Lower-case, the last shingle included. A text shorter than one window has no shingle and fingerprint 0: such
+    texts are compared by exact key only. A bit is set iff more than half of the features set it. Memory: 8 bytes of
+    scratch a byte of the longest text.
     """
     result: tuple[U64, npt.NDArray[np.int32]] = _simhash(
         t2.data, t2.offsets, langs, settings.shingle_en, settings.shingle_zh, table(), lower_table(), _SPREAD
@@ -267,11 +299,13 @@ def _minhash(data, offsets, langs, window_en, window_zh, flags, lower, a, b):  #
 def minhash(t2: TextBatch, langs: npt.NDArray[np.uint8], settings: Fuzzy) -> U32:
     """MinHash signatures uint32 [n, permutations] over the shingles of `simhash`.
 
-    Equal to `datasketch.MinHash(permutations, seed=1, scheme="affine32")` updated with the low 32 bits of every shingle hash.
-    A text without shingles has all values at 2^32 - 1.
+    Equal to `datasketch.MinHash(permutations, seed=1, scheme="affine32")` updated with the low 32 bits of every shingle
+    hash. A text without shingles has all values at 2^32 - 1.
     """
     a, b = permutations(settings.permutations)
-    result: U32 = _minhash(t2.data, t2.offsets, langs, settings.shingle_en, settings.shingle_zh, table(), lower_table(), a, b)
+    result: U32 = _minhash(
+        t2.data, t2.offsets, langs, settings.shingle_en, settings.shingle_zh, table(), lower_table(), a, b
+    )
     return result
 
 

@@ -1,4 +1,6 @@
-"""Lines that recur across the corpus: keys of lines, how many distinct documents hold each, candidate cuts (cc_net's paragraph key, rule P16)."""
+"""Lines that recur across the corpus: keys of lines, how many distinct documents hold each, candidate cuts (cc_net's
+paragraph key, rule P16).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from data_factory.batches import I32, Spans, TextBatch
-from data_factory.characters import CONTROL, DIGIT, EMOJI, LETTER, PUNCTUATION, SPACE, SYMBOL, decode, flags_of, lower_table, table
+from data_factory.characters import (
+    CONTROL,
+    DIGIT,
+    EMOJI,
+    LETTER,
+    PUNCTUATION,
+    SPACE,
+    SYMBOL,
+    decode,
+    flags_of,
+    lower_table,
+    table,
+)
 from data_factory.dedup.hashing import SEED_LINE, mix64, murmur128, rotate
 from data_factory.dedup.keys import put
 from data_factory.dedup.order import by, external_sort
@@ -76,14 +90,27 @@ def _lines(data, offsets, rows, starts, ends, min_chars, flags, lower, stripped,
 
 
 def line_keys(t1: TextBatch, protected: Spans, min_chars: int) -> tuple[I32, I32, I32, U64]:
-    """Every countable line as (doc int32, start int32, end int32, key uint64), in text order; the newline is outside the span.
+    """Every countable line as (doc int32, start int32, end int32, key uint64), in text order; the newline is outside
+    the span.
 
-    Countable: at least `min_chars` letters or digits and no byte in a protected span. The key is the first half of the 128-bit hash of
-    the line stripped as an exact key, with every decimal digit as 0: "第3页 共12页" and "第 4 页, 共 15 页" are one line.
+    Countable: at least `min_chars` letters or digits and no byte in a protected span. The key is the first half of the
+    128-bit hash of the line stripped as an exact key, with every decimal digit as 0: "第3页 共12页" and
+    "第 4 页, 共 15 页" are one line.
     """
     rows = protected.row_offsets(len(t1))
     result: tuple[I32, I32, I32, U64] = _lines(
-        t1.data, t1.offsets, rows, protected.start, protected.end, min_chars, table(), lower_table(), _STRIPPED, LETTER | DIGIT, DIGIT, SEED_LINE
+        t1.data,
+        t1.offsets,
+        rows,
+        protected.start,
+        protected.end,
+        min_chars,
+        table(),
+        lower_table(),
+        _STRIPPED,
+        LETTER | DIGIT,
+        DIGIT,
+        SEED_LINE,
     )
     return result
 
@@ -101,8 +128,9 @@ class UnitLines:
 
     @staticmethod
     def write(path: Path, keys: tuple[I32, I32, I32, U64], document_keys: tuple[U64, U64]) -> None:
-        """Write a unit's lines: `keys` from `line_keys`, `document_keys` from `keys.exact_keys` of the same T1 (documents with equal
-        keys count as one). To write several batches of a unit at once, use `rows` and `write_rows`."""
+        """Write a unit's lines: `keys` from `line_keys`, `document_keys` from `keys.exact_keys` of the same T1
+        (documents with equal keys count as one). To write several batches of a unit at once, use `rows` and
+        `write_rows`."""
         UnitLines.write_rows(path, [UnitLines.rows(keys, document_keys)])
 
     @staticmethod
@@ -123,10 +151,12 @@ class UnitLines:
 
 
 def merge(paths: Sequence[Path], floor: int, work: Path, out: Path, memory_rows: int = 4_000_000) -> int:
-    """Count in how many distinct documents each line of all units stands and write those with at least `floor` to `out`.
+    """Count in how many distinct documents each line of all units stands and write those with at least `floor` to
+    `out`.
 
-    File: 8 bytes magic `ZIYALIN1`, n as `<u8`, n keys `<u8` ascending, n document counts `<u4`. Returns n. `work` holds temporary files.
-    Neither the order of `paths` nor `memory_rows` changes a byte; at most about `memory_rows` rows are in memory.
+    File: 8 bytes magic `ZIYALIN1`, n as `<u8`, n keys `<u8` ascending, n document counts `<u4`. Returns n. `work` holds
+    temporary files. Neither the order of `paths` nor `memory_rows` changes a byte; at most about `memory_rows` rows are
+    in memory.
     """
     work.mkdir(parents=True, exist_ok=True)
     piece = min(memory_rows, 1 << 18)
@@ -169,7 +199,9 @@ def _counts(chunks: Iterator[Rows]) -> Iterator[tuple[U64, npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class FrequentLines:
-    """`keys`: uint64 [n] ascending; `documents`: uint32 [n]: in how many distinct documents the line stands. Memory-mapped when loaded."""
+    """`keys`: uint64 [n] ascending; `documents`: uint32 [n]: in how many distinct documents the line stands.
+    Memory-mapped when loaded.
+    """
 
     keys: U64
     documents: npt.NDArray[np.uint32]
@@ -197,8 +229,12 @@ class FrequentLines:
 
 
 def candidates(t1: TextBatch, protected: Spans, frequent: FrequentLines, min_chars: int) -> Spans:
-    """Spans of all lines that are in `frequent`: rule 0, value = in how many distinct documents the line stands (float32: exact to 2^24)."""
+    """Spans of all lines that are in `frequent`: rule 0, value = in how many distinct documents the line stands
+    (float32: exact to 2^24).
+    """
     doc, start, end, key = line_keys(t1, protected, min_chars)
     count = frequent.count(key)
     found = count > 0
-    return Spans(doc[found], start[found], end[found], np.zeros(int(found.sum()), np.int16), count[found].astype(np.float32))
+    return Spans(
+        doc[found], start[found], end[found], np.zeros(int(found.sum()), np.int16), count[found].astype(np.float32)
+    )

@@ -1,4 +1,6 @@
-"""MinHash-LSH behind the interface of the fuzzy stage: equal signatures collapse, bands propose pairs, signatures verify them."""
+"""MinHash-LSH behind the interface of the fuzzy stage: equal signatures collapse, bands propose pairs, signatures
+verify them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ _CANDIDATE = np.dtype([("a", "<i8"), ("b", "<i8"), ("a_at", "<i8"), ("b_at", "<i
 
 
 def bands(similarity: float, permutations: int) -> tuple[int, int]:
-    """(bands, rows of a band) that datasketch's MinHashLSH takes for this threshold: least false positives + false negatives."""
+    """(bands, rows of a band) that datasketch's MinHashLSH takes for this threshold: least false positives + false
+    negatives.
+    """
     lsh: Any = datasketch.MinHashLSH(threshold=similarity, num_perm=permutations)
     return int(lsh.b), int(lsh.r)
 
@@ -41,7 +45,9 @@ def _hash_rows(data, size, seed):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def _bucket_pairs(keys, ranks, at, i, j, a, b, a_at, b_at):  # type: ignore[no-untyped-def]
-    """Pairs of rows (sorted by key) with equal keys from position (i, j) on; returns (pairs written, i, j to go on from)."""
+    """Pairs of rows (sorted by key) with equal keys from position (i, j) on; returns (pairs written, i, j to go on
+    from).
+    """
     n = len(keys)
     count = 0
     while i < n:
@@ -60,7 +66,9 @@ def _bucket_pairs(keys, ranks, at, i, j, a, b, a_at, b_at):  # type: ignore[no-u
 class Sketches:
     """Signatures of the eligible survivors in one file, and the near pairs among them."""
 
-    def __init__(self, settings: Fuzzy, folder: Path, signatures: Callable[[int], npt.NDArray[np.uint32]], memory_rows: int) -> None:
+    def __init__(
+        self, settings: Fuzzy, folder: Path, signatures: Callable[[int], npt.NDArray[np.uint32]], memory_rows: int
+    ) -> None:
         self.settings, self.folder, self.signatures, self.memory_rows = settings, folder, signatures, memory_rows
         folder.mkdir(parents=True, exist_ok=True)
         self.file = RowFile(folder / "signatures", "<u4", settings.permutations)
@@ -77,20 +85,26 @@ class Sketches:
                         unit = int(chunk["unit"][start])
                         table = self.signatures(unit)
                         if table.shape[1] != self.settings.permutations:
-                            raise ValueError(f"unit {unit} has signatures of {table.shape[1]} permutations, the settings say {self.settings.permutations}")
+                            raise ValueError(f"unit {unit} has {table.shape[1]} permutations, not as the settings say")
                     part = chunk[start:][chunk["unit"][start:] == unit]
                     chosen = np.ascontiguousarray(table[part["row"]], "<u4")
                     chosen.tofile(file)
                     out = np.empty(len(part), SKETCH)
-                    out["hi"], out["lo"] = _hash_rows(chosen.view(np.uint8).reshape(-1), 4 * self.settings.permutations, SEED_TEXT)
+                    out["hi"], out["lo"] = _hash_rows(
+                        chosen.view(np.uint8).reshape(-1), 4 * self.settings.permutations, SEED_TEXT
+                    )
                     out["rank"], out["at"] = part["rank"], np.arange(position, position + len(part))
                     position += len(part)
                     yield out
 
     def pairs(self, nodes: Callable[[], Iterable[Rows]]) -> Iterator[Rows]:
-        """Every pair of `nodes` (SKETCH) that shares a band and has an estimated Jaccard similarity of at least the setting, as EDGE."""
+        """Every pair of `nodes` (SKETCH) that shares a band and has an estimated Jaccard similarity of at least the
+        setting, as EDGE.
+        """
         last: Rows = np.empty(0, _CANDIDATE)
-        for chunk in external_sort(self._candidates(nodes), by("b", "a"), self.folder / "sort-candidates", self.memory_rows):
+        for chunk in external_sort(
+            self._candidates(nodes), by("b", "a"), self.folder / "sort-candidates", self.memory_rows
+        ):
             joined = np.concatenate([last, chunk])
             fresh = np.ones(len(joined), bool)
             fresh[1:] = (joined["a"][1:] != joined["a"][:-1]) | (joined["b"][1:] != joined["b"][:-1])

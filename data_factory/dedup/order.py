@@ -21,7 +21,8 @@ def by(*names: str) -> Key:
 
 
 def winners_first(order: Sequence[str]) -> Key:
-    """Key of the total order among survivors: `order` names tier (best first), length (longest first), date (latest first), id.
+    """Key of the total order among survivors: `order` names tier (best first), length (longest first), date (latest
+    first), id.
 
     The id always decides last, so that no two documents are equal.
     """
@@ -38,17 +39,18 @@ def winners_first(order: Sequence[str]) -> Key:
 def sort_rows(rows: Rows, key: Key) -> Rows:
     """`rows` sorted by `key`, equal rows in the order given."""
     columns = key(rows)
-    if len(columns) == 1:
-        return rows[np.argsort(columns[0], kind="stable")]
-    return rows[np.lexsort(columns[::-1])]
+    order = np.argsort(columns[0], kind="stable") if len(columns) == 1 else np.lexsort(columns[::-1])
+    return rows.take(order)  # on structured rows several times faster than rows[order]
 
 
 def external_sort(chunks: Iterable[Rows], key: Key, folder: Path, memory_rows: int) -> Iterator[Rows]:
-    """All rows of `chunks` sorted by `key`, in pieces of at most about `memory_rows` rows; equal rows in the order of their input.
+    """All rows of `chunks` sorted by `key`, in pieces of at most about `memory_rows` rows; equal rows in the order of
+    their input.
 
-    Up to `memory_rows` rows are sorted in memory and never touch the disk. Beyond that, sorted runs go to `folder` (emptied at the
-    end) and are merged piece by piece: the borders of the pieces are rows sampled at regular distances in every run (Shi and
-    Schaeffer 1992), so that no skew of the keys, not even one key in every row, makes a piece larger than memory_rows + runs rows.
+    Up to `memory_rows` rows are sorted in memory and never touch the disk. Beyond that, sorted runs go to `folder`
+    (emptied at the end) and are merged piece by piece: the borders of the pieces are rows sampled at regular distances
+    in every run (Shi and Schaeffer 1992), so that no skew of the keys, not even one key in every row, makes a piece
+    larger than memory_rows + runs rows.
     """
     runs: list[RowFile] = []
     pending: list[Rows] = []
@@ -59,23 +61,29 @@ def external_sort(chunks: Iterable[Rows], key: Key, folder: Path, memory_rows: i
                 part = chunk[start : start + memory_rows]
                 if count + len(part) > memory_rows:
                     runs.append(_spill(pending, key, folder / f"run{len(runs):06d}"))
-                    pending, count = [], 0
+                    count = 0
                 pending.append(part)
                 count += len(part)
         if not runs:
             if pending:
-                yield sort_rows(np.concatenate(pending) if len(pending) > 1 else pending[0], key)
+                yield _sorted(pending, key)
             return
         runs.append(_spill(pending, key, folder / f"run{len(runs):06d}"))
-        pending = []
         yield from _merge(runs, key, memory_rows)
     finally:
         if runs:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _sorted(pending: list[Rows], key: Key) -> Rows:
+    """All of `pending` sorted; the list is emptied, so that no more than two copies of its rows are in memory."""
+    joined = np.concatenate(pending) if len(pending) > 1 else pending[0]
+    pending.clear()
+    return sort_rows(joined, key)
+
+
 def _spill(pending: list[Rows], key: Key, path: Path) -> RowFile:
-    rows = sort_rows(np.concatenate(pending), key)
+    rows = _sorted(pending, key)
     file = RowFile(path, rows.dtype)
     file.write(iter([rows]))
     return file
@@ -84,19 +92,27 @@ def _spill(pending: list[Rows], key: Key, path: Path) -> RowFile:
 def _merge(runs: list[RowFile], key: Key, memory_rows: int) -> Iterator[Rows]:
     sizes = np.array([len(run) for run in runs], np.int64)
     step = max(1, memory_rows // (4 * len(runs)))  # rows that one sample stands for
-    parts = [(run.take(np.arange(0, len(run), step)), np.arange(0, len(run), step), number) for number, run in enumerate(runs)]
+    parts = [
+        (run.take(np.arange(0, len(run), step)), np.arange(0, len(run), step), number)
+        for number, run in enumerate(runs)
+    ]
     samples = np.concatenate([part[0] for part in parts])
     positions = np.concatenate([part[1] for part in parts])
     numbers = np.concatenate([np.full(len(part[1]), part[2]) for part in parts])
-    # Samples in the total order (key, run, position); every `take`-th one starts a piece of at most (take + runs) * step rows.
+    # Samples in the total order (key, run, position); every `take`-th one starts a piece of at most (take + runs) *
+    # step rows.
     ordered = np.lexsort((positions, numbers, *key(samples)[::-1]))
     take = max(1, memory_rows // step - len(runs))
     begin = np.zeros(len(runs), np.int64)
     for border in [*ordered[take::take].tolist(), -1]:
-        end = sizes if border < 0 else _split(runs, key, samples[border : border + 1], int(numbers[border]), int(positions[border]))
+        end = (
+            sizes
+            if border < 0
+            else _split(runs, key, samples[border : border + 1], int(numbers[border]), int(positions[border]))
+        )
         pieces = [run.read(int(a), int(b)) for run, a, b in zip(runs, begin, end, strict=True) if b > a]
         if pieces:
-            yield sort_rows(np.concatenate(pieces), key)
+            yield _sorted(pieces, key)
         begin = end
 
 

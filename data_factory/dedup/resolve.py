@@ -1,10 +1,11 @@
-"""Deduplication of all survivors: rank, URL -> exact -> fuzzy, and for every loser the kept document that stands for it."""
+"""Deduplication of all survivors: rank, URL -> exact -> fuzzy, and for every loser the kept document that stands for
+it.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,53 +19,13 @@ from data_factory.dedup import minhash, simhash
 from data_factory.dedup.exact import BEATEN, KEYED, same_key
 from data_factory.dedup.fuzzy import collapse, resolve
 from data_factory.dedup.order import by, external_sort, winners_first
+from data_factory.dedup.outcome import INDEX, Outcome
 from data_factory.dedup.rows import COPIES, EXACT, FUZZY, LOSER, PAIR, SEEN, STAGES, SURVIVOR, URL, RowFile, Rows
 from data_factory.dedup.seen import SeenUrls
 from data_factory.dedup.simhash import EDGE, NODE
-from ziya.files import read_json, write_json
+from ziya.files import write_json
 
 Signatures = Callable[[int], npt.NDArray[np.uint32]]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What deduplication decided; its tables lie in `work`, so that worker processes can `load` it.
-
-    `survivors`, `kept`: documents. `losers`: documents by stage (seen, url, exact, fuzzy). `pairs`: near-duplicate pairs found.
-    `expected_false_drops`: how many of the `seen` losers the Bloom filters' error rates let expect to be wrong.
-    """
-
-    work: Path
-    survivors: int
-    kept: int
-    losers: dict[str, int]
-    pairs: int
-    expected_false_drops: float
-
-    @classmethod
-    def load(cls, work: Path) -> Outcome:
-        """The outcome of a finished `deduplicate` in `work`."""
-        return cls(work=work, **read_json(work / "outcome.json"))
-
-    def for_unit(self, unit: int) -> tuple[Rows, Rows]:
-        """(LOSER rows, COPIES rows) of a unit, each sorted by row. Kept documents without a COPIES row stand for themselves alone."""
-        index = np.load(self.work / "units.npy")
-        at = int(np.searchsorted(index["unit"], unit))
-        if at == len(index) or index["unit"][at] != unit:
-            return np.empty(0, LOSER), np.empty(0, COPIES)
-        entry = index[at]
-        losers = RowFile(self.work / "losers.bin", LOSER).read(int(entry["losers"]), int(entry["losers_end"]))
-        return losers, RowFile(self.work / "copies.bin", COPIES).read(int(entry["copies"]), int(entry["copies_end"]))
-
-    def near_pairs(self, rows: int = 1 << 16) -> Iterator[Rows]:
-        """All near-duplicate pairs (PAIR) found among survivors of URL and exact, `rows` at a time, by (rank of b, rank of a).
-
-        The first `keep_copies` documents of a sketch stand for it; every further one is listed with the first of its sketch only.
-        """
-        return RowFile(self.work / "pairs.bin", PAIR).chunks(rows)
-
-
-_INDEX = np.dtype([("unit", "<u4"), ("losers", "<i8"), ("losers_end", "<i8"), ("copies", "<i8"), ("copies_end", "<i8")])
 
 
 def deduplicate(
@@ -78,23 +39,30 @@ def deduplicate(
 ) -> Outcome:
     """Deduplicate survivors.
 
-    chunks: yields SURVIVOR rows in any order and size, read once; ids must be unique (ValueError otherwise).
-    seen: URLs kept by earlier runs: survivors with such a URL lose before the others compete.
-    signatures: unit -> uint32 [rows of the unit, permutations]; needed by method minhash only.
+    chunks: yields SURVIVOR rows in any order and size, read once. Ids must be unique (a repeated one next to its twin
+    in the total order is a ValueError). seen: URLs kept by earlier runs: survivors with such a URL lose before the
+    others compete. signatures: unit -> uint32 [rows of the unit, permutations]; needed by method minhash only.
     memory_rows: most rows of a table in memory at once. Beside them stands one byte a survivor (the stage it lost in).
     blocks_in_front: see `simhash.pairs`; like memory_rows it changes time and disk, never the outcome.
 
-    Stages: seen -> URL -> exact -> fuzzy; who loses one does not compete in the next. In each, a document survives iff fewer than
-    `keep_copies` survivors that equal it (or are near it) precede it in the total order `settings.order`. A loser names the best of
-    those; where that one loses later, the loser names what beat it, until a kept document is reached (asserted). The copies of a kept
-    document are itself and all losers of URL, exact and fuzzy that name it: summed over kept documents they are survivors - seen.
+    Stages: seen -> URL -> exact -> fuzzy; who loses one does not compete in the next. In each, a document survives iff
+    fewer than `keep_copies` survivors that equal it (or are near it) precede it in the total order `settings.order`. A
+    loser names the best of those; where that one loses later, the loser names what beat it, until a kept document is
+    reached (asserted). The copies of a kept document are itself and all losers of URL, exact and fuzzy that name it:
+    summed over kept documents they are survivors - seen.
     """
     return _Run(settings, work, seen, signatures, memory_rows, blocks_in_front).run(chunks)
 
 
 class _Run:
     def __init__(
-        self, settings: Dedup, work: Path, seen: SeenUrls | None, signatures: Signatures | None, memory_rows: int, blocks_in_front: int | None
+        self,
+        settings: Dedup,
+        work: Path,
+        seen: SeenUrls | None,
+        signatures: Signatures | None,
+        memory_rows: int,
+        blocks_in_front: int | None,
     ) -> None:
         self.settings, self.work, self.seen, self.signatures = settings, work, seen, signatures
         self.memory_rows, self.blocks_in_front = memory_rows, blocks_in_front
@@ -117,7 +85,13 @@ class _Run:
         counts = {name: int(np.count_nonzero(self.status == stage)) for stage, name in enumerate(STAGES)}
         kept = counts.pop("kept")
         assert kept + sum(counts.values()) == len(self.ranked)
-        result = {"survivors": len(self.ranked), "kept": kept, "losers": counts, "pairs": pairs, "expected_false_drops": self.expected}
+        result = {
+            "survivors": len(self.ranked),
+            "kept": kept,
+            "losers": counts,
+            "pairs": pairs,
+            "expected_false_drops": self.expected,
+        }
         write_json(self.work / "outcome.json", result)
         shutil.rmtree(self.temporary)
         return Outcome.load(self.work)
@@ -135,11 +109,11 @@ class _Run:
         order = list(dict.fromkeys(self.settings.order))
         for chunk in external_sort(chunks, winners_first(order), self.temporary / "sort-rank", self.memory_rows):
             joined = chunk if last is None else np.concatenate([last, chunk])
-            # Equal ids with other fields equal stand side by side; equal ids elsewhere would already break the uniqueness of `identify`.
+            # A document that was given twice stands beside itself. Uniqueness as such is asserted where ids are made.
             same = (joined["id_hi"][1:] == joined["id_hi"][:-1]) & (joined["id_lo"][1:] == joined["id_lo"][:-1])
             if same.any():
-                at = int(np.flatnonzero(same)[0])
-                raise ValueError(f"two survivors have the id {int(joined['id_hi'][at]):016x}{int(joined['id_lo'][at]):016x}: ids must be unique")
+                twin = joined[np.flatnonzero(same)[0]]
+                raise ValueError(f"two survivors have the id {int(twin['id_hi']):016x}{int(twin['id_lo']):016x}")
             last = chunk[-1:]
             yield chunk
 
@@ -148,7 +122,7 @@ class _Run:
         start = 0
         for chunk in self.ranked.chunks(self._piece):
             index = np.flatnonzero(self.status[start : start + len(chunk)] == 0)
-            yield start + index, chunk[index]
+            yield start + index, chunk.take(index)
             start += len(chunk)
 
     def _stages(self) -> Iterator[Rows]:
@@ -182,7 +156,9 @@ class _Run:
                 yield out
 
         # All keys are read before the first loser comes out, so that `status` may change below the iterator.
-        return same_key(keyed(), stage, self.settings.keep_copies, self.status, self.temporary / f"sort-{name}", self.memory_rows)
+        return same_key(
+            keyed(), stage, self.settings.keep_copies, self.status, self.temporary / f"sort-{name}", self.memory_rows
+        )
 
     def _fuzzy(self) -> Iterator[Rows]:
         fuzzy, copies = self.settings.fuzzy, self.settings.keep_copies
@@ -210,7 +186,12 @@ class _Run:
             count = nodes.write(first_ones())
         for later in rest.chunks(self._piece):
             beaten = np.zeros(len(later), BEATEN)
-            beaten["rank"], beaten["winner"], beaten["stage"], beaten["value"] = later["b"], later["a"], FUZZY, later["value"]
+            beaten["rank"], beaten["winner"], beaten["stage"], beaten["value"] = (
+                later["b"],
+                later["a"],
+                FUZZY,
+                later["value"],
+            )
             self.status[later["b"]] = FUZZY
             yield beaten
 
@@ -219,11 +200,20 @@ class _Run:
 
         found: Iterator[Rows]
         if similar is None:
-            found = simhash.pairs(read, count, fuzzy.search_distance, self.temporary / "sort-table", self.memory_rows, self.blocks_in_front)
+            found = simhash.pairs(
+                read,
+                count,
+                fuzzy.search_distance,
+                self.temporary / "sort-table",
+                self.memory_rows,
+                self.blocks_in_front,
+            )
         else:
             found = similar.pairs(read)
         edges.write(self._sort(chain(found, rest.chunks(self._piece)), "b", "a"))
-        near: Callable[[Rows], Rows] = (lambda v: v <= fuzzy.distance) if similar is None else (lambda v: v >= np.float32(0))
+        near: Callable[[Rows], Rows] = (
+            (lambda v: v <= fuzzy.distance) if similar is None else (lambda v: v >= np.float32(0))
+        )
         yield from resolve(edges.chunks(self._piece), near, copies, self.status)
 
     def _eligible(self) -> Iterator[Rows]:
@@ -259,12 +249,16 @@ class _Run:
         prefix = _prefix(self.status)
         for chunk in by_rank.chunks(self._piece):
             while True:
-                open_ = (chunk["stage"] != SEEN) & (self.status[np.where(chunk["stage"] == SEEN, 0, chunk["winner"])] != 0)
+                open_ = (chunk["stage"] != SEEN) & (
+                    self.status[np.where(chunk["stage"] == SEEN, 0, chunk["winner"])] != 0
+                )
                 if not open_.any():
                     break
                 beaters = by_rank.take(_positions(self.status, prefix, chunk["winner"][open_]))
                 assert (beaters["rank"] == chunk["winner"][open_]).all() and (beaters["winner"] < beaters["rank"]).all()
-                chunk["value"][open_] = np.where(chunk["stage"][open_] == FUZZY, beaters["value"], chunk["value"][open_])
+                chunk["value"][open_] = np.where(
+                    chunk["stage"][open_] == FUZZY, beaters["value"], chunk["value"][open_]
+                )
                 chunk["winner"][open_] = beaters["winner"]
             yield chunk
 
@@ -280,7 +274,12 @@ class _Run:
                     np.ascontiguousarray(chunk["winner"][honest]).tofile(file)
                     out = np.zeros(len(chunk), LOSER)
                     rows = self.ranked.take(chunk["rank"])
-                    out["unit"], out["row"], out["stage"], out["value"] = rows["unit"], rows["row"], chunk["stage"], chunk["value"]
+                    out["unit"], out["row"], out["stage"], out["value"] = (
+                        rows["unit"],
+                        rows["row"],
+                        chunk["stage"],
+                        chunk["value"],
+                    )
                     out["winner_lo"] = chunk["winner"]  # SEEN: the number of the filter
                     ids = self.ranked.take(chunk["winner"][honest])
                     out["winner_hi"][honest], out["winner_lo"][honest] = ids["id_hi"], ids["id_lo"]
@@ -310,7 +309,7 @@ class _Run:
                     yield chunk
 
             RowFile(self.work / f"{name}.bin", dtype).write(counted())
-        index = np.array([(unit, *places[unit]) for unit in sorted(places)], _INDEX)
+        index = np.array([(unit, *places[unit]) for unit in sorted(places)], INDEX)
         np.save(self.work / "units.npy", index)
 
 

@@ -1,4 +1,6 @@
-"""Row layouts of deduplication (packed little-endian structs, so that files of them are read back by position) and row files."""
+"""Row layouts of deduplication (packed little-endian structs, so that files of them are read back by position) and row
+files.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +13,39 @@ import numpy.typing as npt
 
 Rows = npt.NDArray[Any]
 
-# One survivor of DP, AS and RF. `tier`: 0 is best. `chars`: length of T2. `date`: seconds since 1970, unknown = the smallest int64.
-# `id`: the 32 hexadecimal digits as two numbers. A key of (0, 0) never competes; `shingles` 0 = not in the fuzzy stage.
-SURVIVOR = np.dtype([
-    ("unit", "<u4"), ("row", "<u4"), ("tier", "u1"), ("chars", "<u4"), ("date", "<i8"), ("id_hi", "<u8"), ("id_lo", "<u8"),
-    ("url_hi", "<u8"), ("url_lo", "<u8"), ("exact_hi", "<u8"), ("exact_lo", "<u8"), ("simhash", "<u8"), ("shingles", "<u4"),
-])
+# One survivor of DP, AS and RF. `tier`: 0 is best. `chars`: length of T2. `date`: seconds since 1970, unknown = the
+# smallest int64. `id`: the 32 hexadecimal digits as two numbers. A key of (0, 0) never competes; `shingles` 0 = not in
+# the fuzzy stage.
+SURVIVOR = np.dtype(
+    [
+        ("unit", "<u4"),
+        ("row", "<u4"),
+        ("tier", "u1"),
+        ("chars", "<u4"),
+        ("date", "<i8"),
+        ("id_hi", "<u8"),
+        ("id_lo", "<u8"),
+        ("url_hi", "<u8"),
+        ("url_lo", "<u8"),
+        ("exact_hi", "<u8"),
+        ("exact_lo", "<u8"),
+        ("simhash", "<u8"),
+        ("shingles", "<u4"),
+    ]
+)
 
 # Stage that a loser lost in; 0 = kept.
 KEPT, SEEN, URL, EXACT, FUZZY = 0, 1, 2, 3, 4
 STAGES = ("kept", "seen", "url", "exact", "fuzzy")
 
-# One loser. `winner`: id of the kept document that stands for it; stage SEEN: (0, number of the filter that knows the URL).
-# `value`: fuzzy: Hamming distance (or estimated Jaccard similarity) to what beat it; 0 in the other stages.
-LOSER = np.dtype([("unit", "<u4"), ("row", "<u4"), ("stage", "u1"), ("winner_hi", "<u8"), ("winner_lo", "<u8"), ("value", "<f4")])
+# One loser. `winner`: id of the kept document that stands for it; stage SEEN: (0, number of the filter that knows the
+# URL). `value`: fuzzy: Hamming distance (or estimated Jaccard similarity) to what beat it; 0 in the other stages.
+LOSER = np.dtype(
+    [("unit", "<u4"), ("row", "<u4"), ("stage", "u1"), ("winner_hi", "<u8"), ("winner_lo", "<u8"), ("value", "<f4")]
+)
 
-# A kept document that stands for more than one: itself and every loser of url, exact and fuzzy whose named winner it is.
+# A kept document that stands for more than one: itself and every loser of url, exact and fuzzy whose named winner it
+# is.
 COPIES = np.dtype([("unit", "<u4"), ("row", "<u4"), ("copies", "<u4")])
 
 # A pair of near duplicates among survivors: `a` wins over `b` in the total order. `value` as in LOSER.
@@ -36,7 +55,9 @@ _BLOCK = 1 << 15
 
 
 class RowFile:
-    """Fixed-size rows in a file: appended in order, then read by position in blocks (no memory map: resident memory stays what we hold)."""
+    """Fixed-size rows in a file: appended in order, then read by position in blocks (no memory map: resident memory
+    stays what we hold).
+    """
 
     def __init__(self, path: Path, dtype: npt.DTypeLike, width: int = 1) -> None:
         self.path, self.dtype, self.width = path, np.dtype(dtype), width
@@ -79,5 +100,5 @@ class RowFile:
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
             first = int(ordered[start])
             block = self.read(first, int(ordered[stop - 1]) + 1)
-            result[order[start:stop]] = block[ordered[start:stop] - first]
+            result[order[start:stop]] = block.take(ordered[start:stop] - first, axis=0)
         return result

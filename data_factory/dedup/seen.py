@@ -1,9 +1,10 @@
 """URLs kept by earlier runs: a Bloom filter file that is pybloom-live's, filled and asked in batches.
 
-File: 8 bytes magic `ZIYABLM1`; 32 hexadecimal characters: XXH3-128 of all that follows; then what `pybloom_live.BloomFilter.tofile`
-writes (`<dQQQQ`: error rate, slices, bits of a slice, capacity, count; then the bits, first bit lowest in its byte), so that any tool
-that has pybloom-live reads it from byte 40 on. A key is the 32 hexadecimal digits of a 128-bit URL key. pybloom-live hashes with XXH128 or SHA-1
-to SHA-512 over fixed salts, by error rate and size: nothing in it depends on PYTHONHASHSEED.
+File: 8 bytes magic `ZIYABLM1`; 32 hexadecimal characters: XXH3-128 of all that follows; then what
+`pybloom_live.BloomFilter.tofile` writes (`<dQQQQ`: error rate, slices, bits of a slice, capacity, count; then the bits,
+first bit lowest in its byte), so that any tool that has pybloom-live reads it from byte 40 on. A key is the 32
+hexadecimal digits of a 128-bit URL key. pybloom-live hashes with XXH128 or SHA-1 to SHA-512 over fixed salts, by error
+rate and size: nothing in it depends on PYTHONHASHSEED.
 """
 
 from __future__ import annotations
@@ -97,7 +98,11 @@ class _Filter:
 
     def false_positive_rate(self) -> float:
         """Expected from the number of keys inside: (1 - (1 - 1/bits of a slice)^count)^slices."""
-        return float((-np.expm1(self.count * np.log1p(-1.0 / self.slice_bits))) ** self.slices) if self.slice_bits > 1 else 1.0
+        return (
+            float((-np.expm1(self.count * np.log1p(-1.0 / self.slice_bits))) ** self.slices)
+            if self.slice_bits > 1
+            else 1.0
+        )
 
 
 class SeenUrls:
@@ -143,19 +148,25 @@ def _open(path: Path) -> _Filter:
             while piece := file.read(4 << 20):
                 state.update(piece)
     except OSError as error:
-        raise UserError(f"filter of seen URLs {path} cannot be read ({error.strerror}): correct dedup.seen_urls") from error
+        raise UserError(
+            f"filter of seen URLs {path} cannot be read ({error.strerror}): correct dedup.seen_urls"
+        ) from error
     if state.hexdigest().encode() != head[len(MAGIC) : _START]:
-        raise UserError(f"filter of seen URLs {path} is damaged (its digest does not match): restore it or remove it from dedup.seen_urls")
+        raise UserError(
+            f"filter of seen URLs {path} is damaged (its digest does not match): restore it, or remove it from "
+            "dedup.seen_urls"
+        )
     error_rate, slices, slice_bits, capacity, count = _HEADER.unpack(head[_START:])
     bits: Any = np.memmap(path, np.uint8, "r", offset=_START + _HEADER.size)
     return _Filter(path, error_rate, slices, slice_bits, capacity, count, bits)
 
 
 def write(path: Path, keys: Iterable[tuple[U64, U64]], count: int, error_rate: float) -> None:
-    """Write a filter of `count` keys, given in batches of (high, low), at `error_rate`; the order of the keys does not change its bytes.
+    """Write a filter of `count` keys, given in batches of (high, low), at `error_rate`; the order of the keys does not
+    change its bytes.
 
-    The key (0, 0) is counted but not stored. Memory: the filter, about 1.44 log2(1 / error_rate) bits a key. ValueError when the
-    number of keys is not `count`: a filter must not fill up silently.
+    The key (0, 0) is counted but not stored. Memory: the filter, about 1.44 log2(1 / error_rate) bits a key. ValueError
+    when the number of keys is not `count`: a filter must not fill up silently.
     """
     made: Any = pybloom_live.BloomFilter(capacity=max(count, 1), error_rate=error_rate)
     slices, slice_bits = int(made.num_slices), int(made.bits_per_slice)

@@ -1,7 +1,8 @@
 """All pairs of 64-bit fingerprints within a Hamming distance, by sorted permuted tables (Manku, Jain, Das Sarma 2007).
 
-The 64 bits are cut into `distance + m` blocks. Two fingerprints within `distance` differ in at most `distance` blocks, so they agree
-on at least `m`: one table for every choice of m blocks, sorted with those blocks in front, brings every pair side by side in some table.
+The 64 bits are cut into `distance + m` blocks. Two fingerprints within `distance` differ in at most `distance` blocks,
+so they agree on at least `m`: one table for every choice of m blocks, sorted with those blocks in front, brings every
+pair side by side in some table.
 """
 
 from __future__ import annotations
@@ -23,18 +24,20 @@ NODE = np.dtype([("fingerprint", "<u8"), ("rank", "<i8")])
 EDGE = np.dtype([("a", "<i8"), ("b", "<i8"), ("value", "<f4")])  # ranks, a < b
 Tables = npt.NDArray[np.int64]
 
-_SORT_NS, _COMPARE_NS = 100.0, 20.0  # cost of one row of a sort, of one comparison (pessimistic: real fingerprints crowd)
+# Cost of one row of a sorted table (measured), and of one comparison (measured, times three: real fingerprints crowd).
+_SORT_NS, _COMPARE_NS = 200.0, 10.0
 
 
 def table_count(rows: int, distance: int) -> int:
     """Blocks in front (m) with the least estimated time for `rows` fingerprints.
 
-    Distance 3: m = 1 (4 tables of 16 bits) to about 1e6 rows, m = 2 (10 tables of 25 or 26 bits) to about 5e8, then m = 3 (20 of 32).
+    Distance 3: m = 1 (4 tables of 16 bits) to about 2e6 rows, m = 2 (10 tables of 25 or 26 bits) to about 1e9, then m =
+    3 (20 of 32).
     """
 
     def cost(m: int) -> float:
-        bucket = rows / 2.0 ** (64 * m / (distance + m))
-        return math.comb(distance + m, m) * rows * (_SORT_NS + _COMPARE_NS * bucket)
+        bucket = rows / math.pow(2.0, 64 * m / (distance + m))
+        return math.comb(distance + m, m) * (_SORT_NS + _COMPARE_NS * bucket)
 
     return min(range(1, 5), key=cost)
 
@@ -42,8 +45,8 @@ def table_count(rows: int, distance: int) -> int:
 def tables(distance: int, m: int) -> tuple[Tables, npt.NDArray[np.uint64]]:
     """Tables for `distance` with `m` blocks in front.
 
-    Returns (moves int64 [tables, blocks, 2]: (first bit, bits) of every block, most significant of the permuted value first;
-    masks uint64 [tables]: the bits that a bucket of the table agrees on).
+    Returns (moves int64 [tables, blocks, 2]: (first bit, bits) of every block, most significant of the permuted value
+    first; masks uint64 [tables]: the bits that a bucket of the table agrees on).
     """
     blocks = distance + m
     sizes = [64 // blocks + (i < 64 % blocks) for i in range(blocks)]
@@ -83,7 +86,8 @@ def _ones(x):  # type: ignore[no-untyped-def]
 def _scan(values, ranks, masks, t, distance, i, j, a, b, value):  # type: ignore[no-untyped-def]
     """Fill a, b, value with the pairs of table `t` (rows sorted by permuted value) from position (i, j) on.
 
-    Returns (pairs written, i, j to go on from; i = number of rows at the end). A pair that an earlier table shows is left to it.
+    Returns (pairs written, i, j to go on from; i = number of rows at the end). A pair that an earlier table shows is
+    left to it.
     """
     n = len(values)
     capacity = len(a)
@@ -117,10 +121,11 @@ def _scan(values, ranks, masks, t, distance, i, j, a, b, value):  # type: ignore
 def pairs(
     nodes: Callable[[], Iterable[Rows]], rows: int, distance: int, folder: Path, memory_rows: int, m: int | None = None
 ) -> Iterator[Rows]:
-    """Every pair of `nodes` (NODE, `rows` in all, read once a table) within `distance`, once, as EDGE, in no promised order.
+    """Every pair of `nodes` (NODE, `rows` in all, read once a table) within `distance`, once, as EDGE, in no promised
+    order.
 
-    `m`: blocks in front (default: `table_count`); it changes the time, never the set of pairs. Memory: as `external_sort`, and one
-    bucket (fingerprints that agree on the front bits of a table) at a time.
+    `m`: blocks in front (default: `table_count`); it changes the time, never the set of pairs. Memory: as
+    `external_sort`, and one bucket (fingerprints that agree on the front bits of a table) at a time.
     """
     moves, masks = tables(distance, m or table_count(rows, distance))
     keyed = np.dtype([("key", "<u8"), *NODE.descr])

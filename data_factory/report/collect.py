@@ -75,7 +75,7 @@ def collect(config: DataConfig, out: Path, summary: dict[str, Any]) -> dict[str,
                 where = {"unit": path.stem, "row": place[row], "id": ids[row], "url": urls[row], **reason}
                 dropped.add(reason["rule"], ids[row], where)
         copies = np.asarray(decisions["copies"])
-        for row in np.flatnonzero(copies > 1):
+        for row in np.flatnonzero(copies > 1).tolist():
             clusters.append((-int(copies[row]), ids[row], urls[row]))
         clusters = heapq.nsmallest(CLUSTERS, clusters)
         values, counts = np.unique(copies[copies > 0], return_counts=True)

@@ -2,15 +2,16 @@
 
 What happens at the seam of a cut, so that the rest still reads as text:
 
-- Overlapping cuts, and cuts with only blanks between them, are one cut. Bytes inside protected spans are never touched by repair.
-- A line of which nothing but blanks would remain goes with its newline. Of the newlines before and after such lines the longer
-  run stays, so that no run grows beyond what it was.
+- Overlapping cuts, and cuts with only blanks between them, are one cut. Bytes inside protected spans are never
+  touched by repair.
+- A line of which nothing but blanks would remain goes with its newline. Of the newlines before and after such lines
+  the longer run stays, so that no run grows beyond what it was.
 - Of blanks on both sides one side stays; none stays before a closing mark, at a line's start or at its end.
-- A clause mark (， 、 ； , ;) that would stand before an end mark, another clause mark or a line's end goes; so does a mark that would
-  open a line or follow an end mark, and a pair of brackets or quotes that would be empty.
+- A clause mark (， 、 ； , ;) that would stand before an end mark, another clause mark or a line's end goes; so does
+  a mark that would open a line or follow an end mark, and a pair of brackets or quotes that would be empty.
 - The text's outer whitespace goes.
-- A mask inside a cut vanishes. Overlapping masks are one, with the text of the longest (the first, on a tie); of a mask that a cut
-  overlaps in part the rest is still replaced.
+- A mask inside a cut vanishes. Overlapping masks are one, with the text of the longest (the first, on a tie); of a
+  mask that a cut overlaps in part the rest is still replaced.
 """
 
 from __future__ import annotations
@@ -20,17 +21,16 @@ from dataclasses import dataclass
 
 import numba
 import numpy as np
-import numpy.typing as npt
 
-from data_factory.batches import I32, I64, U8, Spans, TextBatch
+from data_factory.batches import I32, I64, Spans, TextBatch
 
 
 @dataclass(frozen=True)
 class Edits:
     """Replacements that turn T1 into T2: sorted, disjoint, each inside one document.
 
-    `start`, `end`: int64 [m], bytes from the start of the batch's buffer; `text`: int32 [m], row of `texts`, -1 = nothing.
-    `offsets`: int64 [n + 1] of T2.
+    `start`, `end`: int64 [m], bytes from the start of the batch's buffer; `text`: int32 [m], row of `texts`, -1 =
+    nothing. `offsets`: int64 [n + 1] of T2.
     """
 
     start: I64
@@ -50,8 +50,8 @@ def build(
 ) -> tuple[TextBatch, Spans]:
     """T2, and the protected spans in it (those of which nothing remains are left out).
 
-    `cuts`, `masks`: spans of T1 that are in force, sorted as in `Spans`; `mask_texts`: rule number -> what stands for the masked text
-    (`privacy.mask_texts()`).
+    `cuts`, `masks`: spans of T1 that are in force, sorted as in `Spans`; `mask_texts`: rule number -> what stands for
+    the masked text (`privacy.mask_texts()`).
     """
     edits = plan(t1, protected, cuts, masks, mask_texts)
     start = positions(t1, edits, protected.doc, protected.start)
@@ -63,7 +63,10 @@ def build(
 def build_positions(
     t1: TextBatch, protected: Spans, cuts: Spans, masks: Spans, mask_texts: Mapping[int, bytes], position: I32
 ) -> tuple[TextBatch, Spans, I32]:
-    """As `build`, and one position a document carried over: `position`, int32 [n], bytes of T1 (`prompt_bytes`) -> bytes of T2."""
+    """As `build`, with one position a document carried over.
+
+    `position`: int32 [n], bytes of T1 (`prompt_bytes`); returned as bytes of T2.
+    """
     edits = plan(t1, protected, cuts, masks, mask_texts)
     start = positions(t1, edits, protected.doc, protected.start)
     end = positions(t1, edits, protected.doc, protected.end, up=True)
@@ -76,6 +79,7 @@ def plan(t1: TextBatch, protected: Spans, cuts: Spans, masks: Spans, mask_texts:
     """The edits of a batch; see the module for the rules."""
     base = t1.offsets[:-1]
     guard = protected.row_offsets(len(t1)), base[protected.doc] + protected.start, base[protected.doc] + protected.end
+    cuts, masks = cuts.take(cuts.end > cuts.start), masks.take(masks.end > masks.start)
     rows = cuts.row_offsets(len(t1))
     start, end = _seams(t1.data, t1.offsets, rows, base[cuts.doc] + cuts.start, base[cuts.doc] + cuts.end, *guard)
     numbers = sorted(mask_texts)
@@ -104,7 +108,7 @@ def apply(t1: TextBatch, edits: Edits) -> TextBatch:
 
 
 def positions(t1: TextBatch, edits: Edits, doc: I32, position: I32, up: bool = False) -> I32:
-    """int32 [k]: where `position` (bytes of T1 in document `doc`) stands in T2; inside a mask its start, or its end if `up`."""
+    """int32 [k]: where `position` (bytes of T1 in `doc`) stands in T2; in a mask its start, or its end if `up`."""
     x = t1.offsets[doc] + position.astype(np.int64)
     before = np.searchsorted(edits.end, x, side="right")
     gains = edits.gains()
@@ -122,7 +126,7 @@ def positions(t1: TextBatch, edits: Edits, doc: I32, position: I32, up: bool = F
 def _blank(data, i):  # type: ignore[no-untyped-def]
     """Bytes of the blank (space, tab, carriage return, U+3000) at i; 0 = none."""
     byte = data[i]
-    if byte == 32 or byte == 9 or byte == 13:
+    if byte in (32, 9, 13):
         return 1
     if byte == 0xE3 and data[i + 1] == 0x80 and data[i + 2] == 0x80:
         return 3
@@ -157,7 +161,7 @@ def _kind(data, i, last):  # type: ignore[no-untyped-def]
 
     An ASCII mark with a letter or digit right behind it (.NET, 3.5, 1,000) is no mark.
     """
-    point, size = _point(data, i)
+    point, _ = _point(data, i)
     if point in (0x2C, 0x3B, 0x2E, 0x21, 0x3F):  # , ; . ! ?
         if i + 1 < last:
             after = data[i + 1]
@@ -240,7 +244,7 @@ def _trim(data, a, b, starts, ends, low, high, out_start, out_end, n0, n):  # ty
 
 @numba.njit(cache=True)
 def _seams(data, offsets, rows, start, end, guard_rows, guard_start, guard_end):  # type: ignore[no-untyped-def]
-    """(start, end) int64: the deletions that cuts become after repair, in batch positions; sorted, disjoint, not adjacent."""
+    """(start, end) int64: the deletions that cuts become after repair, batch positions; sorted and disjoint."""
     out_start = np.empty(len(start) + 2 * len(offsets), np.int64)
     out_end = np.empty(len(start) + 2 * len(offsets), np.int64)
     n = 0
@@ -252,8 +256,6 @@ def _seams(data, offsets, rows, start, end, guard_rows, guard_start, guard_end):
         while i < stop:
             s, e = start[i], end[i]
             i += 1
-            if s >= e:
-                continue
             while True:
                 left = s
                 floor = out_end[n - 1] if n > n0 else a
@@ -280,7 +282,9 @@ def _seams(data, offsets, rows, start, end, guard_rows, guard_start, guard_end):
                 closes = right == b or data[right] == 10
                 if opens and closes:
                     above = left
-                    while above > floor and data[above - 1] == 10 and _free(guard_start, guard_end, low, high, above - 1):
+                    while (
+                        above > floor and data[above - 1] == 10 and _free(guard_start, guard_end, low, high, above - 1)
+                    ):
                         above -= 1
                     below = right
                     limit = min(b, start[i]) if i < stop else b
@@ -296,7 +300,7 @@ def _seams(data, offsets, rows, start, end, guard_rows, guard_start, guard_end):
                 q = 0 if closes or not _free(guard_start, guard_end, low, high, right) else _kind(data, right, b)
                 after = right + _point(data, right)[1] if not closes else right
                 if opens:
-                    if q == 1 or q == 2:
+                    if q in (1, 2):
                         e = after
                         continue
                     e = right
@@ -311,7 +315,7 @@ def _seams(data, offsets, rows, start, end, guard_rows, guard_start, guard_end):
                 elif p == 1 and q == 2:
                     s = before
                     continue
-                elif (p == 1 and q == 1) or (p == 2 and (q == 1 or q == 2)):
+                elif (p == 1 and q == 1) or (p == 2 and q in (1, 2)):
                     e = after
                     continue
                 elif left < s:
@@ -329,7 +333,7 @@ def _seams(data, offsets, rows, start, end, guard_rows, guard_start, guard_end):
 
 @numba.njit(cache=True)
 def _masks(start, end, text, cut_start, cut_end):  # type: ignore[no-untyped-def]
-    """(start, end, text) of what masks replace: overlapping masks joined, cut bytes taken out (text -1 after the first piece)."""
+    """(start, end, text) of what masks replace: overlapping ones joined, cut bytes taken out (-1 from there on)."""
     out_start = np.empty(len(start) + len(cut_start), np.int64)
     out_end = np.empty(len(start) + len(cut_start), np.int64)
     out_text = np.empty(len(start) + len(cut_start), np.int32)

@@ -11,14 +11,17 @@ import numpy as np
 from data_factory.characters import DIGIT, HAN, LETTER, PUNCTUATION, SPACE, SYMBOL, flags_of
 from data_factory.rules.kernels_repetition import insert, open_table, repeated_ngrams, table_bits
 from data_factory.rules.kernels_scan import scan
-from data_factory.rules.kernels_tables import AT, COMPARED, COUNTERS
+from data_factory.rules.kernels_tables import AT, COMPARED, COUNTERS, Buffers
 
 N_COUNTERS = len(COUNTERS)
 
 
 @numba.njit(cache=True)
-def measure_batch(data, offsets, zh_documents, flags, zh_stop, stop_keys, stop_values, bullets, classes, moves, columns, first_end, masks, mojibake, filler, repetition):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Counts of every document: (int64 [n, len(COUNTERS)], float64 [n] character entropy in nats). `repetition` off skips the repetition counters."""
+def measure_batch(data, offsets, zh_documents, flags, tables, automaton, repetition):  # type: ignore[no-untyped-def]
+    """Counts of every document: (int64 [n, len(COUNTERS)], float64 [n] character entropy in nats).
+
+    `flags`: `characters.table()`; `repetition` off skips the repetition counters.
+    """
     n = len(offsets) - 1
     counts = np.zeros((n, N_COUNTERS), np.int64)
     entropy = np.zeros(n, np.float64)
@@ -26,14 +29,16 @@ def measure_batch(data, offsets, zh_documents, flags, zh_stop, stop_keys, stop_v
     for d in range(n):
         longest = max(longest, offsets[d + 1] - offsets[d])
     units = min(longest, COMPARED)
-    histogram = np.zeros(0x110000, np.int32)
-    kinds = np.zeros(min(longest, 0x110000) + 1, np.int32)
-    prefix_hash = np.zeros(units + 1, np.uint64)
-    prefix_chars = np.zeros(units + 1, np.int64)
-    line_hash = np.zeros(units + 1, np.uint64)
-    line_chars = np.zeros(units + 1, np.int64)
-    paragraph_hash = np.zeros(units + 1, np.uint64)
-    paragraph_chars = np.zeros(units + 1, np.int64)
+    buffers = Buffers(
+        np.zeros(0x110000, np.int32),
+        np.zeros(min(longest, 0x110000) + 1, np.int32),
+        np.zeros(units + 1, np.uint64),
+        np.zeros(units + 1, np.int64),
+        np.zeros(units + 1, np.uint64),
+        np.zeros(units + 1, np.int64),
+        np.zeros(units + 1, np.uint64),
+        np.zeros(units + 1, np.int64),
+    )
     bits = table_bits(units)
     keys = np.zeros(1 << bits, np.uint64)
     slot_count = np.zeros(1 << bits, np.int32)
@@ -43,24 +48,33 @@ def measure_batch(data, offsets, zh_documents, flags, zh_stop, stop_keys, stop_v
     positions = np.zeros(units + 1, np.int32)
     stamp = np.uint64(0)
     for d in range(n):
+        zh = zh_documents[d] == 1
+        row = counts[d]
         n_units, n_lines, n_paragraphs, n_kinds = scan(
-            data, offsets[d], offsets[d + 1], zh_documents[d] == 1, flags, zh_stop, stop_keys, stop_values, bullets, classes, moves, columns, first_end, masks, mojibake, filler,
-            histogram, kinds, prefix_hash, prefix_chars, line_hash, line_chars, paragraph_hash, paragraph_chars, counts[d],
-        )  # fmt: skip
-        entropy[d] = character_classes(flags, histogram, kinds, n_kinds, counts[d])
+            data, offsets[d], offsets[d + 1], zh, flags, tables, automaton, buffers, row
+        )
+        entropy[d] = character_classes(flags, buffers.histogram, buffers.kinds, n_kinds, row)
         if not repetition:
             continue
-        stamp, repeated, chars = repeated_elements(line_hash, line_chars, n_lines, keys, stamp)
-        counts[d, AT.compared_lines], counts[d, AT.repeated_lines], counts[d, AT.repeated_line_chars] = n_lines, repeated, chars
-        stamp, repeated, chars = repeated_elements(paragraph_hash, paragraph_chars, n_paragraphs, keys, stamp)
-        counts[d, AT.compared_paragraphs], counts[d, AT.repeated_paragraphs], counts[d, AT.repeated_paragraph_chars] = n_paragraphs, repeated, chars
-        stamp = repeated_ngrams(prefix_hash, prefix_chars, n_units, zh_documents[d] == 1, keys, slot_count, slot_first, slots, runs, positions, stamp, counts[d])
+        stamp, repeated, chars = repeated_elements(buffers.line_hash, buffers.line_chars, n_lines, keys, stamp)
+        row[AT.compared_lines], row[AT.repeated_lines], row[AT.repeated_line_chars] = n_lines, repeated, chars
+        stamp, repeated, chars = repeated_elements(
+            buffers.paragraph_hash, buffers.paragraph_chars, n_paragraphs, keys, stamp
+        )
+        row[AT.compared_paragraphs], row[AT.repeated_paragraphs] = n_paragraphs, repeated
+        row[AT.repeated_paragraph_chars] = chars
+        stamp = repeated_ngrams(
+            buffers.prefix_hash, buffers.prefix_chars, n_units, zh, keys, slot_count, slot_first, slots, runs,
+            positions, stamp, row,
+        )  # fmt: skip
     return counts, entropy
 
 
 @numba.njit(cache=True)
 def repeated_elements(hashes, chars, n, keys, stamp):  # type: ignore[no-untyped-def]
-    """(next stamp, repeats, characters in repeats) of a list of hashes; the first copy is no repeat (datatrove's reading of Gopher)."""
+    """(next stamp, repeats, characters in repeats) of a list of hashes; the first copy is no repeat (datatrove's
+    reading of Gopher).
+    """
     repeated, repeated_chars = 0, 0
     if n < 2:
         return stamp, repeated, repeated_chars
@@ -74,7 +88,9 @@ def repeated_elements(hashes, chars, n, keys, stamp):  # type: ignore[no-untyped
 
 @numba.njit(cache=True)
 def character_classes(flags, histogram, kinds, n_kinds, counts):  # type: ignore[no-untyped-def]
-    """Fill the class counters of one document from its histogram, clear the histogram, return the entropy (nats) of its characters without whitespace."""
+    """Fill the class counters of one document from its histogram, clear the histogram, return the entropy (nats) of
+    its characters without whitespace.
+    """
     total = 0
     for k in range(n_kinds):
         total += 0 if flags_of(flags, kinds[k]) & SPACE else histogram[kinds[k]]
@@ -112,9 +128,11 @@ def character_classes(flags, histogram, kinds, n_kinds, counts):  # type: ignore
 
 @numba.njit(cache=True)
 def cut_spans(data, offsets, rows, start, end, inside):  # type: ignore[no-untyped-def]
-    """A batch without its spans (`inside` False: one space stands for each) or of its spans only (`inside` True: each followed by a newline).
+    """A batch without its spans (`inside` False: one space stands for each) or of its spans only (`inside` True: each
+    followed by a newline).
 
-    `rows`: int64 [n + 1], the spans of document d are rows[d] to rows[d + 1] of `start` and `end`, sorted and disjoint. Returns (data, offsets).
+    `rows`: int64 [n + 1], the spans of document d are rows[d] to rows[d + 1] of `start` and `end`, sorted and
+    disjoint. Returns (data, offsets).
     """
     n = len(offsets) - 1
     new_offsets = np.zeros(n + 1, np.int64)

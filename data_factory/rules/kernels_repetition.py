@@ -1,10 +1,13 @@
-"""Repetition inside a document: n-grams of units, by prefix hashes and small open-addressing tables that are reused without clearing.
+"""Repetition inside a document: n-grams of units, by prefix hashes and small open-addressing tables that are reused
+without clearing.
 
-The hash of units i to i + n is prefix[i + n] - prefix[i] * BASE^n modulo 2^64, so that every length costs one multiplication. A table entry holds
-the upper 48 bits of a hash and a 16-bit stamp; entries of an older stamp count as empty, so a table is cleared once in 65,535 uses.
+The hash of units i to i + n is prefix[i + n] - prefix[i] * BASE^n modulo 2^64, so that every length costs one
+multiplication. A table entry holds the upper 48 bits of a hash and a 16-bit stamp; entries of an older stamp count as
+empty, so a table is cleared once in 65,535 uses.
 
-A repeated n-gram consists of repeated shorter ones. So only the 2-grams of all positions are looked up, and each further length visits
-the positions that can still repeat. The results are those of the plain definitions (Gopher, in datatrove's reading).
+A repeated n-gram consists of repeated shorter ones. So only the 2-grams of all positions are looked up, and each
+further length visits the positions that can still repeat. The results are those of the plain definitions (Gopher, in
+datatrove's reading).
 """
 
 from __future__ import annotations
@@ -62,7 +65,9 @@ def insert(keys, bits, stamp, value):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def count_ngrams(prefix, length, power, positions, n, keys, bits, stamp, slot_count, slot_first, slots):  # type: ignore[no-untyped-def]
-    """Count the n-grams at `positions[:n]` (ascending): slots per position, and (count, first position) of the most frequent, the earliest of equals."""
+    """Count the n-grams at `positions[:n]` (ascending): slots per position, and (count, first position) of the most
+    frequent, the earliest of equals.
+    """
     best, best_first = 0, 0
     for k in range(n):
         i = positions[k]
@@ -84,8 +89,9 @@ def count_ngrams(prefix, length, power, positions, n, keys, bits, stamp, slot_co
 def repeated_ngrams(prefix, chars, units, zh, keys, slot_count, slot_first, slots, runs, positions, stamp, counts):  # type: ignore[no-untyped-def]
     """Fill the n-gram counters of one document; returns the next stamp.
 
-    Top 2- to 4-grams: characters of the most frequent n-gram (with the joining spaces where words are spaced) times its count; 0 when nothing repeats.
-    Repeated 5- to 10-grams: a walk that jumps over an n-gram seen before and adds its characters. 13-grams: all copies of those that repeat.
+    Top 2- to 4-grams: characters of the most frequent n-gram (with the joining spaces where words are spaced) times
+    its count; 0 when nothing repeats. Repeated 5- to 10-grams: a walk that jumps over an n-gram seen before and adds
+    its characters. 13-grams: all copies of those that repeat.
     """
     counts[AT.compared_13grams] = max(units - 12, 0)
     n = max(units - 1, 0)
@@ -97,12 +103,15 @@ def repeated_ngrams(prefix, chars, units, zh, keys, slot_count, slot_first, slot
         if n < 2:
             return stamp
         stamp, bits = open_table(keys, n, stamp)
-        best, first = count_ngrams(prefix, length, power, positions, n, keys, bits, stamp, slot_count, slot_first, slots)
+        best, first = count_ngrams(
+            prefix, length, power, positions, n, keys, bits, stamp, slot_count, slot_first, slots
+        )
         if best < 2:
             return stamp
         span = chars[first + length] - chars[first] + (0 if zh else length - 1)
         counts[AT.top_2gram_chars + length - 2] = best * span
-        # keep the positions whose n-gram repeats and is followed by another that does: only there can n + 1 units repeat
+        # keep the positions whose n-gram repeats and is followed by another that does: only there can n + 1 units
+        # repeat
         kept = 0
         for k in range(n):
             if slot_count[slots[k]] >= 2:
@@ -116,7 +125,8 @@ def repeated_ngrams(prefix, chars, units, zh, keys, slot_count, slot_first, slot
                     positions[kept] = positions[k]
                     kept += 1
             n = kept
-    # runs[k]: how many repeated 4-grams follow each other from positions[k] on; n units can only repeat where runs >= n - 3
+    # runs[k]: how many repeated 4-grams follow each other from positions[k] on; n units can only repeat where runs >=
+    # n - 3
     for k in range(n - 1, -1, -1):
         follows = k + 1 < n and positions[k + 1] == positions[k] + 1
         runs[k] = runs[k + 1] + 1 if follows else 1
@@ -149,7 +159,9 @@ def repeated_ngrams(prefix, chars, units, zh, keys, slot_count, slot_first, slot
     if kept < 2:
         return stamp
     stamp, bits = open_table(keys, kept, stamp)
-    count_ngrams(prefix, 13, power * BASE * BASE * BASE, positions, kept, keys, bits, stamp, slot_count, slot_first, slots)
+    count_ngrams(
+        prefix, 13, power * BASE * BASE * BASE, positions, kept, keys, bits, stamp, slot_count, slot_first, slots
+    )
     repeated = 0
     for k in range(kept):
         repeated += slot_count[slots[k]] >= 2

@@ -1,7 +1,7 @@
 """The scanning kernel: every character of a document is decoded once and advances five small machines.
 
-They are the character histogram, the phrase automaton, words, lines and sentences. Hashes of words, lines and paragraphs are left in
-buffers for `kernels_repetition.py`.
+They are the character histogram, the phrase automaton, words, lines and sentences. Hashes of words, lines and
+paragraphs are left in buffers for `kernels_repetition.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,19 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from data_factory.characters import CLOSER, DIGIT, END_MARK, HAN, LETTER, PUNCTUATION, SPACE, SYMBOL, UPPER, decode, flags_of
+from data_factory.characters import (
+    CLOSER,
+    DIGIT,
+    END_MARK,
+    HAN,
+    LETTER,
+    PUNCTUATION,
+    SPACE,
+    SYMBOL,
+    UPPER,
+    decode,
+    flags_of,
+)
 from data_factory.rules.kernels_phrases import BOILERPLATE, JAVASCRIPT, POLICY, TEASER
 from data_factory.rules.kernels_repetition import BASE, mix
 from data_factory.rules.kernels_tables import AT, COMPARED, HASH, HEAD, LONGEST_C4_WORD, SHORT_LINE
@@ -31,7 +43,9 @@ def stop_value(packed, keys, values):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def url_end(data, i, end):  # type: ignore[no-untyped-def]
-    """End of the URL that starts at byte i (http://, https://, www.), or i when none does. URLs are ASCII here and stop at quotes and brackets."""
+    """End of the URL that starts at byte i (http://, https://, www.), or i when none does. URLs are ASCII here and
+    stop at quotes and brackets.
+    """
     p = i
     if data[p] | 0x20 == 0x68:  # h
         if end - p < 8 or data[p + 1] | 0x20 != 0x74 or data[p + 2] | 0x20 != 0x74 or data[p + 3] | 0x20 != 0x70:
@@ -50,7 +64,15 @@ def url_end(data, i, end):  # type: ignore[no-untyped-def]
     while p < end:
         byte = data[p]
         # space and controls, beyond ASCII, " ' ( ) < > [ ] ` { | } and the backslash end a URL
-        if byte <= 0x22 or byte > 0x7E or (0x27 <= byte <= 0x29) or byte == 0x3C or byte == 0x3E or (0x5B <= byte <= 0x5D) or byte == 0x60 or byte >= 0x7B:
+        if (
+            byte <= 0x22
+            or byte > 0x7E
+            or (0x27 <= byte <= 0x29)
+            or byte in (0x3C, 0x3E)
+            or (0x5B <= byte <= 0x5D)
+            or byte == 0x60
+            or (0x7B <= byte <= 0x7D)
+        ):
             break
         p += 1
     while p > first and (data[p - 1] in (0x2E, 0x2C, 0x3B, 0x3A, 0x21, 0x3F)):  # . , ; : ! ? belong to the sentence
@@ -59,18 +81,26 @@ def url_end(data, i, end):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def scan(data, start, end, zh, flags, zh_stop, stop_keys, stop_values, bullets, classes, moves, columns, first_end, masks, mojibake, filler, histogram, kinds,
-         prefix_hash, prefix_chars, line_hashes, line_lengths, paragraph_hashes, paragraph_lengths, counts):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Scan data[start:end]; fills `counts` and the buffers, returns the numbers of (units, lines, paragraphs, distinct characters).
+def scan(data, start, end, zh, flags, tables, automaton, buffers, counts):  # type: ignore[no-untyped-def]
+    """Scan data[start:end]; fills `counts` and `buffers` (`Tables`, `Automaton`, `Buffers`).
 
-    `prefix_hash[k]` is the polynomial hash of the first k units and `prefix_chars[k]` their characters; `histogram` must be all zero.
+    Returns the numbers of (units, lines, paragraphs, distinct characters).
     """
+    zh_stop, stop_keys, stop_values, bullets = tables
+    classes, moves, columns, first_end, masks, mojibake, filler = automaton
+    histogram, kinds, prefix_hash, prefix_chars, line_hashes, line_lengths, paragraph_hashes, paragraph_lengths = (
+        buffers
+    )
     short_line = SHORT_LINE[1] if zh else SHORT_LINE[0]
     n_units = n_lines = n_paragraphs = n_kinds = 0
-    chars = solid = head_kinds = ellipses = newlines = tokens = url_chars = bracketed_chars = mojibake_chars = filler_chars = 0
+    chars = solid = head_kinds = ellipses = newlines = tokens = url_chars = bracketed_chars = mojibake_chars = (
+        filler_chars
+    ) = 0
     words = word_chars = letter_words = capital_words = stop_words = 0
     stop_kinds = np.int64(0)
-    lines = line_chars = longest_line = bullet_lines = ellipsis_lines = teaser_lines = end_mark_lines = short_lines = boilerplate_lines = 0
+    lines = line_chars = longest_line = bullet_lines = ellipsis_lines = teaser_lines = end_mark_lines = short_lines = (
+        boilerplate_lines
+    ) = 0
     sentences = c4_sentences = c4_curly_lines = 0
     frozen = False
     compared_chars = compared_newlines = 0
@@ -127,19 +157,16 @@ def scan(data, start, end, zh, flags, zh_stop, stop_keys, stop_values, bullets, 
         if in_word:
             if letter and not kind & HAN:
                 if joiner != 0:
-                    if (joiner == 0x2E or joiner == 0x2C) and not kind & DIGIT:  # 3.14 is one word, 3.a is two
+                    if joiner in (0x2E, 0x2C) and not kind & DIGIT:  # 3.14 is one word, 3.a is two
                         close = True
                     else:
                         word_hash = (word_hash ^ np.uint64(joiner)) * _PRIME
                         packed = np.uint64(0xFF)  # no stop word has a joiner
                         word_length += 1
                         tokens -= 1  # the joiner was counted as a mark
-            elif joiner == 0 and (
-                point == 0x27 or point == 0x2D or point == 0x2019 or point == 0x2010 or point == 0x2011 or (last_digit and (point == 0x2E or point == 0x2C))
-            ):
-                pass
-            else:
-                close = True
+            else:  # ' - ’ ‐ ‑, and . , after a digit, wait for the next character
+                inner = point in (0x27, 0x2D, 0x2019, 0x2010, 0x2011) or (last_digit and point in (0x2E, 0x2C))
+                close = joiner != 0 or not inner
         if close:
             in_word = False
             words += 1
@@ -164,7 +191,6 @@ def scan(data, start, end, zh, flags, zh_stop, stop_keys, stop_values, bullets, 
                 words += 1
                 tokens += 1
                 line_units += 1
-                sentence_words += 1
                 word_chars += 1
                 letter_words += 1
                 if zh and point < 0x10000:
@@ -173,11 +199,10 @@ def scan(data, start, end, zh, flags, zh_stop, stop_keys, stop_values, bullets, 
                         stop_words += 1
                         if value > 1:
                             stop_kinds |= np.int64(1) << np.int64(value - 2)
-                if not frozen:
-                    if n_units < COMPARED:
-                        prefix_hash[n_units + 1] = prefix_hash[n_units] * BASE + mix(_SEED ^ np.uint64(point))
-                        prefix_chars[n_units + 1] = prefix_chars[n_units] + 1
-                        n_units += 1
+                if not frozen and n_units < COMPARED:
+                    prefix_hash[n_units + 1] = prefix_hash[n_units] * BASE + mix(_SEED ^ np.uint64(point))
+                    prefix_chars[n_units + 1] = prefix_chars[n_units] + 1
+                    n_units += 1
             else:
                 if not in_word:
                     in_word = True
@@ -188,10 +213,7 @@ def scan(data, start, end, zh, flags, zh_stop, stop_keys, stop_values, bullets, 
                 word_length += 1
                 word_hash = (word_hash ^ np.uint64(point)) * _PRIME
                 lower = np.uint64(point | 0x20) if kind & UPPER else np.uint64(point)
-                if point < 0x80 and word_length <= 7:
-                    packed = (packed << np.uint64(8)) | lower
-                else:
-                    packed = np.uint64(0xFF)
+                packed = (packed << np.uint64(8)) | lower if point < 0x80 and word_length <= 7 else np.uint64(0xFF)
                 last_digit = (kind & DIGIT) != 0
                 if not last_digit:
                     word_letters += 1
@@ -209,9 +231,16 @@ def scan(data, start, end, zh, flags, zh_stop, stop_keys, stop_values, bullets, 
             run = 1
         else:
             run += 1
-        if (point | 0x20 == 0x68 or point | 0x20 == 0x77) and i >= url_until and word_length == 1 and in_word and i < end:
+        if (
+            (point | 0x20 == 0x68 or point | 0x20 == 0x77)
+            and i >= url_until
+            and word_length == 1
+            and in_word
+            and i < end
+        ):
             url_until = url_end(data, i, end)
-            target = i >= start + 2 and data[i - 1] == 0x28 and data[i - 2] == 0x5D  # Markdown's ](http...: markup, not text
+            # the target of a Markdown link, ](http...), is markup, not text
+            target = i >= start + 2 and data[i - 1] == 0x28 and data[i - 2] == 0x5D
             url_chars += url_until - i if url_until > i and not target else 0
         if bracket >= 0:
             if point == 0x3011:
@@ -234,6 +263,7 @@ def scan(data, start, end, zh, flags, zh_stop, stop_keys, stop_values, bullets, 
                 line_sentences += 1
                 sentence_words = 0
             ended = 0
+        sentence_words += (kind & HAN) != 0  # a Han character that follows an end mark belongs to the next sentence
 
         # 4. lines and phrases
         if state >= first_end:
@@ -313,8 +343,16 @@ def scan(data, start, end, zh, flags, zh_stop, stop_keys, stop_values, bullets, 
     counts[AT.letter_words], counts[AT.capital_words], counts[AT.stop_words] = letter_words, capital_words, stop_words
     counts[AT.stop_word_kinds], counts[AT.ellipses], counts[AT.newlines] = stop_word_kinds, ellipses, newlines
     counts[AT.lines], counts[AT.line_chars], counts[AT.longest_line] = lines, line_chars, longest_line
-    counts[AT.bullet_lines], counts[AT.ellipsis_lines], counts[AT.teaser_lines] = bullet_lines, ellipsis_lines, teaser_lines
-    counts[AT.end_mark_lines], counts[AT.short_lines], counts[AT.boilerplate_lines] = end_mark_lines, short_lines, boilerplate_lines
+    counts[AT.bullet_lines], counts[AT.ellipsis_lines], counts[AT.teaser_lines] = (
+        bullet_lines,
+        ellipsis_lines,
+        teaser_lines,
+    )
+    counts[AT.end_mark_lines], counts[AT.short_lines], counts[AT.boilerplate_lines] = (
+        end_mark_lines,
+        short_lines,
+        boilerplate_lines,
+    )
     counts[AT.sentences], counts[AT.c4_sentences], counts[AT.c4_curly_lines] = sentences, c4_sentences, c4_curly_lines
     counts[AT.url_chars], counts[AT.bracketed_chars] = url_chars, bracketed_chars
     counts[AT.mojibake_chars], counts[AT.filler_chars] = mojibake_chars, filler_chars

@@ -1,9 +1,9 @@
 """Word lists and their search: one Aho-Corasick automaton over all groups, run over the UTF-8 buffer of a whole batch.
 
-A list is a text file in UTF-8: one entry a line, `#` starts a comment line, an optional tab and weight follow the entry:
-3 (the default) = enough alone, 2 and 1 = counts together with others. Case is ignored. An end of an entry that is a letter or
-digit of a script with spaces needs a border there (`porn` is not in `spornosaurus`), Han ends need none; an entry that ends in `*`
-needs none behind it.
+A list is a text file in UTF-8: one entry a line, `#` starts a comment line, an optional tab and weight follow the
+entry: 3 (the default) = enough alone, 2 and 1 = counts together with others. Case is ignored. An end of an entry that
+is a letter or digit of a script with spaces needs a border there (`porn` is not in `spornosaurus`), Han ends need
+none; an entry that ends in `*` needs none behind it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_factory import characters
-from data_factory.batches import F32, I32, I64, U8, TextBatch
+from data_factory.batches import F32, I32, I64, TextBatch
 from ziya.errors import UserError
 
 GROUPS = (
@@ -64,8 +64,8 @@ class Lexicon:
             row[GROUP[group]] = max(weight, row.get(GROUP[group], 0.0))
         self.entries = sorted(weights)
         self.weights: F32 = np.zeros((len(self.entries), len(GROUPS)), np.float32)
-        for number, entry in enumerate(self.entries):
-            for group_number, weight in weights[entry].items():
+        for number, key in enumerate(self.entries):
+            for group_number, weight in weights[key].items():
                 self.weights[number, group_number] = weight
         borders = [
             [_needs_border(entry.decode()[0]), entry not in open_ended and _needs_border(entry.decode()[-1])]
@@ -91,7 +91,7 @@ class Lexicon:
         return cls(lists)
 
     def search(self, batch: TextBatch) -> Matches:
-        """Every occurrence of every entry, overlapping ones too, none across two documents and none inside a longer word."""
+        """Every occurrence of every entry, overlapping too, none across two documents and none inside a longer word."""
         folded = fold_bytes(batch.data)
         found = self._automaton.find_matches_as_indexes(memoryview(folded), overlapping=True)
         table = np.array(found, np.int64).reshape(-1, 3)
@@ -108,7 +108,9 @@ def read(path: Path) -> list[tuple[str, float]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"lexicon {path} is not UTF-8 (byte {error.start}): save it as UTF-8, one entry a line") from error
+        raise UserError(
+            f"lexicon {path} is not UTF-8 (byte {error.start}): save it as UTF-8, one entry a line"
+        ) from error
     except OSError as error:
         raise UserError(f"lexicon {path} cannot be read ({error.strerror}): give the path of a text file") from error
     entries = parse(text, str(path))
@@ -136,7 +138,7 @@ def parse(text: str, name: str) -> list[tuple[str, float]]:
 
 def fold(entry: str) -> bytes:
     """An entry as it is searched: UTF-8, lower-cased as `fold_bytes` does."""
-    return fold_bytes(np.frombuffer(entry.encode(), np.uint8)).tobytes()
+    return bytes(fold_bytes(np.frombuffer(entry.encode(), np.uint8)))
 
 
 @numba.njit(cache=True)

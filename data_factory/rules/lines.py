@@ -13,9 +13,13 @@ from data_factory.batches import I32, I64, Spans, TextBatch
 TERMINAL = 1  # ends in an end mark (not in ...) or a closing quote
 WORDY = 2  # holds a letter or digit
 CODE_LIKE = 4  # holds brackets, pipes, back-quotes, $, \\ or =
-FENCED = 8  # inside a Markdown code fence, or the fence
+FENCED = 8  # inside a Markdown code fence, or the fence, or indented by four blanks or a tab
 SEPARATED = 16  # holds > » › → | or ＞
 TABLE_ROW = 32  # starts with |
+ODD = 64  # holds a symbol that is neither of a rule (- * _ = ~) nor a mark of sentences, a quote or a bracket
+HEADING = 128  # starts with # or a digit
+
+_PLAIN_MARKS = tuple(ord(mark) for mark in "-*_=~.,!?;:'\"…。，！？、；：—–“”‘’（）()《》「」『』#>+`")
 
 # Columns of `LineTable.counts`.
 CHARS, WORDS, UNITS, UPPER, DIGITS, RUN, SOLID, FLAGS = range(8)
@@ -25,9 +29,10 @@ CHARS, WORDS, UNITS, UPPER, DIGITS, RUN, SOLID, FLAGS = range(8)
 class LineTable:
     """Every line that is not blank, in order.
 
-    `doc`: int32 [m]; `start`, `end`: int64 [m], batch positions without outer blanks; `counts`: int32 [m, 8]: characters, words
-    between spaces, units (Han characters, and runs of other letters and digits), upper-case characters, digits, longest run
-    without space, Han or non-ASCII punctuation, bytes in letters and digits, flags.
+    `doc`: int32 [m]; `start`, `end`: int64 [m], batch positions without outer blanks; `counts`: int32 [m, 8]:
+    characters, words between spaces, units (Han characters, and runs of other letters and digits), upper-case
+    characters, digits, longest run without space, Han or non-ASCII punctuation (URLs apart), bytes in letters and
+    digits, flags.
     """
 
     doc: I32
@@ -67,15 +72,18 @@ def _lines(data, offsets, flags, size):  # type: ignore[no-untyped-def]
         i, last = offsets[doc], offsets[doc + 1]
         fenced = False
         while i < last:
+            indent = 0
             while i < last and (data[i] == 32 or data[i] == 9 or data[i] == 10 or data[i] == 13):
+                if data[i] == 10:
+                    indent = 0
+                else:
+                    indent += 4 if data[i] == 9 else 1
                 i += 1
             if i >= last:
                 break
             start, end = i, i
             chars, trailing, words, units, upper, digits, run, longest, solid, bits = 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
-            in_word, in_unit = False, False
-            if data[i] == 124:
-                bits |= TABLE_ROW
+            in_word, in_unit, in_url = False, False, False
             while i < last and data[i] != 10:
                 byte = data[i]
                 if byte < 0x80:
@@ -87,8 +95,14 @@ def _lines(data, offsets, flags, size):  # type: ignore[no-untyped-def]
                 i += width
                 if flag & 32:  # SPACE
                     trailing += 1
-                    in_word, in_unit, run = False, False, 0
+                    in_word, in_unit, in_url, run = False, False, False, 0
                     continue
+                if chars == 0:  # the first character: wide spaces before it are outside
+                    start, trailing = i - width, 0
+                    if byte == 124:
+                        bits |= TABLE_ROW
+                    if byte == 35 or 48 <= byte <= 57:
+                        bits |= HEADING
                 chars += trailing + 1
                 trailing = 0
                 end = i
@@ -97,7 +111,7 @@ def _lines(data, offsets, flags, size):  # type: ignore[no-untyped-def]
                     in_word = True
                 if flag & 1:  # HAN
                     units += 1
-                    in_unit, run = False, 0
+                    in_unit, in_url, run = False, False, 0
                     solid += width
                     bits |= WORDY
                     continue
@@ -114,22 +128,33 @@ def _lines(data, offsets, flags, size):  # type: ignore[no-untyped-def]
                     run += 1
                 else:
                     in_unit = False
+                    if point not in _PLAIN_MARKS:
+                        bits |= ODD
                     if byte < 0x80:
                         run += 1
+                        if byte == 58 and i + 1 < last and data[i] == 47 and data[i + 1] == 47:  # ://
+                            in_url = True
                         # $ ( ) < = > [ \ ] ` { | }
                         if byte in (36, 40, 41, 60, 61, 62, 91, 92, 93, 96, 123, 124, 125):
                             bits |= CODE_LIKE
-                        if byte == 62 or byte == 124:
+                        if byte in (62, 124):
                             bits |= SEPARATED
                     else:
                         run = 0
                         if point in (0xBB, 0x203A, 0x2192, 0xFF1E):
                             bits |= SEPARATED
-                longest = max(longest, run)
-            if end - start >= 3 and data[start] == data[start + 1] == data[start + 2] and (data[start] == 96 or data[start] == 126):
+                if not in_url:
+                    longest = max(longest, run)
+            if chars == 0:
+                continue
+            if (
+                end - start >= 3
+                and data[start] == data[start + 1] == data[start + 2]
+                and (data[start] == 96 or data[start] == 126)
+            ):
                 fenced = not fenced
                 bits |= FENCED
-            if fenced:
+            if fenced or indent >= 4:
                 bits |= FENCED
             if _terminal(data, flags, start, end):
                 bits |= TERMINAL
@@ -142,7 +167,7 @@ def _lines(data, offsets, flags, size):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def _terminal(data, flags, start, end):  # type: ignore[no-untyped-def]
-    """C4's test and its Chinese form: an end mark that is not an ASCII ellipsis, or a closing quote, or ） after one."""
+    """C4's test and its Chinese form: an end mark that is not an ASCII ellipsis, a closing quote, or a wide bracket."""
     j = end - 1
     while data[j] & 0xC0 == 0x80:
         j -= 1
@@ -156,9 +181,12 @@ def _terminal(data, flags, start, end):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def is_end(data, i, last):  # type: ignore[no-untyped-def]
-    """Bytes of the end mark of a sentence at i, 0 = none. ASCII marks need a blank, closer or end behind them (3.5, a.b, x?y=1)."""
+    """Bytes of the end mark of a sentence at i, 0 = none.
+
+    ASCII marks need a blank, a closer or the end behind them (not 3.5, a.b, x?y=1).
+    """
     byte = data[i]
-    if byte == 46 or byte == 33 or byte == 63:  # . ! ?
+    if byte in (46, 33, 63):  # . ! ?
         if i + 1 >= last:
             return 1
         after = data[i + 1]
@@ -178,7 +206,7 @@ def is_end(data, i, last):  # type: ignore[no-untyped-def]
 def is_clause(data, i, last):  # type: ignore[no-untyped-def]
     """Bytes of the clause mark at i (， ； and , ; before a blank or a wide character), 0 = none."""
     byte = data[i]
-    if byte == 44 or byte == 59:  # , ;
+    if byte in (44, 59):  # , ;
         return 1 if i + 1 >= last or data[i + 1] == 32 or data[i + 1] >= 0x80 else 0
     if byte == 0xEF and data[i + 1] == 0xBC and (data[i + 2] == 0x8C or data[i + 2] == 0x9B):  # ， ；
         return 3
@@ -224,7 +252,8 @@ def sentence_bounds(data, flags, first, last, start, end):  # type: ignore[no-un
 def clause_bounds(data, first, last, mark, start, end):  # type: ignore[no-untyped-def]
     """(start, end): the clause of the sentence [first, last) around [start, end), with the clause mark that follows it.
 
-    The last clause ends before the sentence's end marks (at `mark`); a clause that is the whole sentence is the sentence.
+    The last clause ends before the sentence's end marks (at `mark`); a clause that is the whole sentence is the
+    sentence.
     """
     left = first
     j = start

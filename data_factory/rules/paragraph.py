@@ -1,4 +1,4 @@
-"""Paragraph (line) rules: candidate cuts of whole lines. `spans.py` measures their features and documents each value."""
+"""Paragraph (line) rules: candidate cuts of whole lines. `spans.py` measures their features."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ PARAGRAPH_RULES: tuple[Rule, ...] = (
         "javascript_line", "above", "cut", {"c4": {"en": 0, "zh": 0}, "ziya2": {"en": 1, "zh": 1}},
     ),
     Rule(
-        "policy_lines", "paragraph", "lines that name a cookie, privacy or usage policy (1), or are its notice (3)", "C4",
+        "policy_lines", "paragraph",
+        "lines that name a cookie, privacy or usage policy (1), or are its notice (3)", "C4",
         "policy_line", "above", "cut", {"c4": {"en": 0, "zh": 0}, "ziya2": {"en": 2, "zh": 2}}, recalibrated=("zh",),
     ),
     Rule(
@@ -23,7 +24,8 @@ PARAGRAPH_RULES: tuple[Rule, ...] = (
         {"c4": {"en": 3, "zh": 4}, "refinedweb": {"en": 2, "zh": 2}}, recalibrated=("zh",),
     ),
     Rule(
-        "overlong_word_lines", "paragraph", "lines with a longer run of characters without space, Han or wide punctuation",
+        "overlong_word_lines", "paragraph",
+        "lines with a longer run of characters without space, Han or wide punctuation",
         "C4", "line_longest_run", "above", "cut",
         {"c4": {"en": 1000, "zh": 200}, "ziya2": {"en": 1000, "zh": 500}}, recalibrated=("zh",),
     ),
@@ -37,27 +39,33 @@ PARAGRAPH_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "counter_lines", "paragraph", "lines that are only counters (12 likes, 浏览 34 次)", "RefinedWeb (DCLM)",
-        "counter_line", "above", "cut", {"refinedweb": {"en": 0, "zh": 0}, "ziya2": {"en": 0, "zh": 0}}, recalibrated=("zh",),
+        "counter_line", "above", "cut", {"refinedweb": {"en": 0, "zh": 0}, "ziya2": {"en": 0, "zh": 0}},
+        recalibrated=("zh",),
     ),
     Rule(
-        "action_lines", "paragraph", "short lines with a larger share of calls to action (Sign in, Read more, 加入购物车)",
+        "action_lines", "paragraph",
+        "short lines with a larger share of calls to action (Sign in, Read more, 加入购物车)",
         "RefinedWeb (DCLM)", "action_line", "above", "cut",
         {"refinedweb": {"en": 0.5, "zh": 0.5}, "ziya2": {"en": 0.7, "zh": 0.7}}, recalibrated=("en", "zh"),
     ),
     Rule(
-        "symbol_lines", "paragraph", "lines with more symbols and neither letter nor digit (brackets, pipes and ` excepted)",
-        "datatrove SymbolLinesFormatter", "symbol_line", "above", "cut", {"ziya2": {"en": 0, "zh": 0}},
+        "symbol_lines", "paragraph",
+        "lines without letter or digit: rules and marks (1), other symbols (2); no brackets, | or `",
+        "datatrove SymbolLinesFormatter", "symbol_line", "above", "cut", {"ziya2": {"en": 1, "zh": 1}},
     ),
     Rule(
-        "breadcrumb_lines", "paragraph", "navigation paths: by shape (1), or from a home page or of menu words (2)", "ours",
+        "breadcrumb_lines", "paragraph",
+        "navigation paths: by shape (1), or from a home page or of menu words (2)", "ours",
         "breadcrumb_line", "above", "cut", {"ziya2": {"en": 1, "zh": 1}}, recalibrated=("en", "zh"),
     ),
     Rule(
-        "pager_lines", "paragraph", "lines with a larger share of pager words (上一篇, Next post), or that start with one",
+        "pager_lines", "paragraph",
+        "lines with a larger share of pager words (上一篇, Next post), or that start with one",
         "ours", "pager_line", "above", "cut", {"ziya2": {"en": 0.7, "zh": 0.7}}, recalibrated=("en", "zh"),
     ),
     Rule(
-        "copyright_lines", "paragraph", "copyright, licence number and reprint lines (版权所有, ICP备, All rights reserved)",
+        "copyright_lines", "paragraph",
+        "copyright, licence number and reprint lines (版权所有, ICP备, All rights reserved)",
         "P05 of C4 in Chinese; NeMo Curator boilerplate", "copyright_line", "above", "cut",
         {"ziya2": {"en": 2, "zh": 2}}, recalibrated=("en", "zh"),
     ),
@@ -66,7 +74,8 @@ PARAGRAPH_RULES: tuple[Rule, ...] = (
         "share_line", "above", "cut", {"ziya2": {"en": 2, "zh": 2}}, recalibrated=("en", "zh"),
     ),
     Rule(
-        "placeholder_lines", "paragraph", "short lines with a larger share of placeholders (Loading..., 暂无评论, 404)", "ours",
+        "placeholder_lines", "paragraph",
+        "short lines with a larger share of placeholders (Loading..., 暂无评论, 404)", "ours",
         "placeholder_line", "above", "cut", {"ziya2": {"en": 0.8, "zh": 0.8}}, recalibrated=("en", "zh"),
     ),
     Rule(
@@ -74,7 +83,8 @@ PARAGRAPH_RULES: tuple[Rule, ...] = (
         "link_line", "above", "cut", {"ziya2": {"en": 0.9, "zh": 0.9}}, recalibrated=("en", "zh"),
     ),
     Rule(
-        "remnant_lines", "paragraph", "lines with a larger share of HTML tags, entities and template code", "Ziya2 (DE)",
+        "remnant_lines", "paragraph",
+        "lines with a larger share of HTML tags, entities and template code", "Ziya2 (DE)",
         "remnant_line", "above", "cut", {"ziya2": {"en": 0.4, "zh": 0.4}}, recalibrated=("en", "zh"),
     ),
     Rule(
@@ -90,11 +100,7 @@ PARAGRAPH_RULES: tuple[Rule, ...] = (
         "unfinished_end", "above", "cut", {},
     ),
     Rule(
-        "max_boilerplate_lines", "document", "largest share of lines with policy, copyright, share or pager phrases",
-        "NeMo Curator", "remnant_boilerplate_lines", "above", "drop", {"ziya2": {"en": 0.4, "zh": 0.4}},
-    ),
-    Rule(
         "max_remnants", "document", "largest share of bytes in HTML tags, entities and template code", "Ziya2 (DE)",
-        "remnant_share", "above", "drop", {"ziya2": {"en": 0.2, "zh": 0.2}}, recalibrated=("en", "zh"),
+        "remnant_share", "above", "drop", {"ziya2": {"en": 0.3, "zh": 0.3}}, recalibrated=("en", "zh"),
     ),
 )

@@ -1,9 +1,10 @@
 """Private data: what is masked, where, and what stands for it.
 
-A cheap kernel proposes positions (an @, a digit run of the right length, ...), patterns on those few decide. Borders are tested by bytes
-and never by \\b, since Han characters count as word characters. E-mail addresses, telephone, identity and bank card numbers are masked in
-protected text (code) too: a person's data is no less private there; IP addresses and labelled accounts are not, since in code they
-are mostly configuration. Addresses in reserved domains (example.com) are masked like others.
+A cheap kernel proposes positions (an @, a digit run of the right length, ...), patterns on those few decide. Borders
+are tested by bytes and never by \\b, since Han characters count as word characters. E-mail addresses, telephone,
+identity and bank card numbers are masked in protected text (code) too: a person's data is no less private there; IP
+addresses and labelled accounts are not, since in code they are mostly configuration. Addresses in reserved domains
+(example.com) are masked like others.
 """
 
 from __future__ import annotations
@@ -31,10 +32,15 @@ OUTSIDE_CODE = frozenset({"mask_ip", "mask_account"})  # never inside protected 
 _AT, _DIGITS, _PLUS, _OPEN, _COLON = range(5)
 
 _LOCAL = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._%+\-]*\Z")
-_DOMAIN = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?\.)+(?:xn--[A-Za-z0-9\-]{2,59}|[A-Za-z]{2,24})")
+_DOMAIN = re.compile(
+    rb"(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?\.)+(?:xn--[A-Za-z0-9\-]{2,59}|[A-Za-z]{2,24})"
+)
+_LABELS = frozenset({b"this", b"super", b"return", b"break", b"continue"})  # this@Outer.field of Kotlin
 _NOT_DOMAIN = re.compile(rb"\.(?:png|jpe?g|gif|webp|svg|css|js|mp4|pdf|service|target|socket)\Z", re.IGNORECASE)
 _MOBILE = re.compile(rb"(?:86[- ]?)?1[3-9]\d(?:\d{8}|([- ])\d{4}\1\d{4})")
-_LANDLINE = re.compile(rb"0(?:10|2\d|[3-9]\d\d)(?:[- ]|\xe2\x80\x93|\xe2\x80\x94)?[2-9]\d{2,3}[- ]?\d{4}(?:[- ]\d{1,4})?")
+_LANDLINE = re.compile(
+    rb"0(?:10|2\d|[3-9]\d\d)(?:[- ]|\xe2\x80\x93|\xe2\x80\x94)?[2-9]\d{2,3}[- ]?\d{4}(?:[- ]\d{1,4})?"
+)
 _LANDLINE_OPEN = re.compile(rb"(?:\(|\xef\xbc\x88)0(?:10|2\d|[3-9]\d\d)(?:\)|\xef\xbc\x89)[- ]?[2-9]\d{2,3}[- ]?\d{4}")
 _NANP = re.compile(rb"(?:1[-. ])?[2-9]\d\d([-.])[2-9]\d\d\1\d{4}")
 _NANP_OPEN = re.compile(rb"\([2-9]\d\d\) ?[2-9]\d\d[- ]\d{4}")
@@ -47,19 +53,26 @@ _LABEL = re.compile(
 _IPV4 = re.compile(rb"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}")
 _IPV6 = re.compile(rb"[0-9A-Fa-f:]{6,39}")
 _VERSION = re.compile(  # 版本 固件 型号 第
-    rb"(?:version|ver|release|firmware|build|revision|rev|section|chapter|\bv|\xe7\x89\x88\xe6\x9c\xac|\xe5\x9b\xba\xe4\xbb\xb6"
+    rb"(?:(?<![a-z])(?:version|ver|release|firmware|build|revision|rev|section|chapter|v)(?![a-z])|\xe7\x89\x88\xe6\x9c\xac|\xe5\x9b\xba\xe4\xbb\xb6"
     rb"|\xe5\x9e\x8b\xe5\x8f\xb7|\xe7\xac\xac)[^\n]{0,16}\Z",
     re.IGNORECASE,
 )
-_ADDRESS = re.compile(rb"(?:\bip|ipv4|address|server|host|dns|ping|\xe5\x9c\xb0\xe5\x9d\x80)[^\n]{0,16}\Z", re.IGNORECASE)  # 地址
+_VERSION_AFTER = re.compile(rb"\W{0,6}(?:version|release|\xe7\x89\x88)", re.IGNORECASE)  # 版
+_ADDRESS = re.compile(
+    rb"(?:\bip|ipv4|address|server|host|dns|ping|\xe5\x9c\xb0\xe5\x9d\x80)[^\n]{0,16}\Z", re.IGNORECASE
+)  # 地址
 _ID_CARD = re.compile(rb"[1-9]\d{16}[0-9Xx]")
-_QQ = re.compile(rb"(?:\s*(?:\xe5\x8f\xb7|\xe7\xbe\xa4|\xe5\x8f\xb7\xe7\xa0\x81))*[\s:\xe3]*(?:\xef\xbc\x9a)?\s*([1-9]\d{4,10})(?!\d)")
-_WECHAT_NUMBERED = re.compile(
-    rb"(?:\s*(?:\xe5\x8f\xb7|id))?\s*(?::|\xef\xbc\x9a|\xe6\x98\xaf|\xe4\xb8\xba)?\s*"  # 号 ： 是 为
-    rb"((?=[A-Za-z_\-]*\d)[A-Za-z][A-Za-z0-9_\-]{5,19}|[1-9]\d{4,10}(?!\d))",
+_QQ = re.compile(  # 号 群 是 ：
+    rb"(?:\s*(?:\xe5\x8f\xb7|\xe7\xbe\xa4))*\s*(?::|\xef\xbc\x9a|\xe6\x98\xaf)?\s*([1-9]\d{4,10})"
+)
+_WECHAT_NUMBERED = re.compile(  # 号 ： 是 为; an identifier with a digit, or a number behind one of these
+    rb"(?:\s*(?:\xe5\x8f\xb7|id))?\s*(?::|\xef\xbc\x9a|\xe6\x98\xaf|\xe4\xb8\xba)?\s*"
+    rb"((?=[A-Za-z_\-]*\d)[A-Za-z][A-Za-z0-9_\-]{5,19}|(?<=[:\x9a\xb7\xaf\xba])[1-9]\d{4,10})",
     re.IGNORECASE,
 )
-_WECHAT_LABELLED = re.compile(rb"\s*(?:\xe5\x8f\xb7)\s*(?::|\xef\xbc\x9a|\xe6\x98\xaf|\xe4\xb8\xba)\s*([A-Za-z][A-Za-z0-9_\-]{5,19})")
+_WECHAT_LABELLED = re.compile(
+    rb"\s*(?:\xe5\x8f\xb7)\s*(?::|\xef\xbc\x9a|\xe6\x98\xaf|\xe4\xb8\xba)\s*([A-Za-z][A-Za-z0-9_\-]{5,19})"
+)
 _CARD = re.compile(rb"[^\d\n]{0,12}(\d(?:[ -]?\d){14,18})(?!\d)")
 
 
@@ -76,7 +89,7 @@ def find(t1: TextBatch, labels: list[tuple[int, int, bytes]]) -> list[tuple[str,
     `labels`: (start, end, folded label) of words that announce an account or a card (the lexicon's group "label").
     """
     text = t1.data.tobytes()
-    position, kind = _anchors(t1.data)
+    position, kind = _anchors(t1.data, np.flatnonzero(_TRIGGER[t1.data]))
     found: list[tuple[str, int, int]] = []
     docs = np.searchsorted(t1.offsets, position, side="right") - 1
     first, last = t1.offsets[docs].tolist(), t1.offsets[docs + 1].tolist()
@@ -89,15 +102,29 @@ def find(t1: TextBatch, labels: list[tuple[int, int, bytes]]) -> list[tuple[str,
             found += _number(text, i, what, low, high)
     if labels:
         docs = np.searchsorted(t1.offsets, [label[0] for label in labels], side="right")
-        for (_, end, label), high in zip(labels, t1.offsets[docs].tolist(), strict=True):
-            found += _labelled(text, end, label, high)
+        for (start, end, label), high in zip(labels, t1.offsets[docs].tolist(), strict=True):
+            if start == 0 or text[start - 1 : start] not in (
+                b"/",
+                b"[",
+                b"@",
+                b".",
+                b"_",
+                b"-",
+            ):  # a user name in a URL
+                found += _labelled(text, end, label, high)
     return found
 
 
 def _email(text: bytes, i: int, low: int, high: int) -> Iterator[tuple[str, int, int]]:
     local = _LOCAL.search(text[max(low, i - 64) : i])
     domain = _DOMAIN.match(text, i + 1, high)
-    if local and domain and not _NOT_DOMAIN.search(domain.group()) and _free_after(text, domain.end(), high):
+    if (
+        local
+        and domain
+        and local.group() not in _LABELS
+        and not _NOT_DOMAIN.search(domain.group())
+        and _free_after(text, domain.end(), high)
+    ):
         yield "mask_email", i - len(local.group()), domain.end()
 
 
@@ -150,10 +177,17 @@ def _ipv4(text: bytes, i: int, end: int, low: int, high: int) -> bool:
     except ValueError:
         return False
     before = text[max(low, i - 24) : i]
-    if not address.is_global or address.is_multicast or _VERSION.search(before):
+    if address.packed[3] == 0 or (end < high and text[end : end + 1] == b"/" and text[end + 1 : end + 2].isdigit()):
+        return False  # a network, not a host
+    if (
+        not address.is_global
+        or address.is_multicast
+        or _VERSION.search(before)
+        or _VERSION_AFTER.match(text, end, high)
+    ):
         return False
-    # 1.2.3.4 is a section or a version more often than a host: small numbers need a label.
-    return max(address.packed) >= 10 or bool(_ADDRESS.search(before))
+    # 4.2.13.4 is a section or a version more often than a host: small numbers need a label.
+    return max(address.packed) >= 32 or bool(_ADDRESS.search(before))
 
 
 def _labelled(text: bytes, end: int, label: bytes, high: int) -> Iterator[tuple[str, int, int]]:
@@ -188,7 +222,7 @@ def _free_after(text: bytes, i: int, high: int) -> bool:
 
 
 def id_card_valid(card: bytes) -> bool:
-    """Whether 18 characters are a Chinese identity card number: a real birth date from 1900 and the checksum of GB 11643."""
+    """Whether 18 characters are a Chinese identity card number: a birth date from 1900 on, the checksum of GB 11643."""
     try:
         birth = datetime.date(int(card[6:10]), int(card[10:12]), int(card[12:14]))
     except ValueError:
@@ -209,6 +243,10 @@ def luhn_valid(number: bytes) -> bool:
     return total % 10 == 0 and len(set(digits)) > 1
 
 
+_TRIGGER = np.zeros(256, np.bool_)
+_TRIGGER[list(b"@+(:0123456789\xef")] = True
+
+
 @numba.njit(cache=True)
 def _is_digit(byte):  # type: ignore[no-untyped-def]
     return 48 <= byte <= 57
@@ -220,17 +258,18 @@ def _is_hex(byte):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _anchors(data):  # type: ignore[no-untyped-def]
+def _anchors(data, triggers):  # type: ignore[no-untyped-def]
     """(position int64, kind uint8): where private data may start (its @, for e-mail). Too many, never too few."""
     position = np.empty(1024, np.int64)
     kind = np.empty(1024, np.uint8)
-    n, i, size = 0, 0, len(data)
-    colon_end = 0
-    while i < size:
+    n, size = 0, len(data)
+    colon_end, done = 0, 0
+    for i in triggers:
+        if i < done:
+            continue
         byte = data[i]
         what = -1
         at = i
-        step = 1
         if byte == 64:  # @
             if i > 0 and i + 1 < size and data[i - 1] > 36 and data[i + 1] > 44:
                 what = _AT
@@ -239,7 +278,12 @@ def _anchors(data):  # type: ignore[no-untyped-def]
                 what = _PLUS
         elif byte == 40 or (byte == 0xEF and i + 3 < size and data[i + 1] == 0xBC and data[i + 2] == 0x88):  # ( （
             width = 1 if byte == 40 else 3
-            if i + width + 2 < size and _is_digit(data[i + width]) and _is_digit(data[i + width + 1]) and _is_digit(data[i + width + 2]):
+            if (
+                i + width + 2 < size
+                and _is_digit(data[i + width])
+                and _is_digit(data[i + width + 1])
+                and _is_digit(data[i + width + 2])
+            ):
                 what = _OPEN
         elif byte == 58 and i >= colon_end:  # :
             first = i
@@ -259,30 +303,34 @@ def _anchors(data):  # type: ignore[no-untyped-def]
                 j += 1
             length = j - i
             after = data[j] if j < size else 10
-            if length == 11 or length == 13:
+            if length in (11, 13):
                 if byte == 49 or (byte == 56 and length == 13) or byte == 48:
                     what = _DIGITS
-            elif length == 10 or length == 12:
+            elif length in (10, 12):
                 if byte == 48:
                     what = _DIGITS
-            elif length == 18 or (length == 17 and (after == 88 or after == 120)):
+            elif length == 18 or (length == 17 and after in (88, 120)):
                 what = _DIGITS
             elif length <= 4 and j + 1 < size:
                 dotted = after == 46 and length <= 3 and _is_digit(data[j + 1])
-                joined = (after == 45 or after == 32) and _is_digit(data[j + 1]) and (length == 3 or byte == 48)
-                country = (after == 45 or after == 32) and data[j + 1] == 49 and length == 2 and byte == 56
+                if dotted:  # a second dot with a digit must follow
+                    k = j + 2
+                    while k < size and _is_digit(data[k]):
+                        k += 1
+                    dotted = k + 1 < size and data[k] == 46 and _is_digit(data[k + 1])
+                joined = after in (45, 32) and _is_digit(data[j + 1]) and (length == 3 or byte == 48)
+                country = after in (45, 32) and data[j + 1] == 49 and length == 2 and byte == 56
                 dash = byte == 48 and after == 0xE2
-                north = length == 1 and byte == 49 and (after == 45 or after == 32) and 50 <= data[j + 1] <= 57
+                north = length == 1 and byte == 49 and after in (45, 32) and 50 <= data[j + 1] <= 57
                 if dotted or joined or country or dash or north:
                     what = _DIGITS
-            step = length
+            done = j
         if what >= 0:
             if n == len(position):
                 position = np.concatenate((position, np.empty(n, np.int64)))
                 kind = np.concatenate((kind, np.empty(n, np.uint8)))
             position[n], kind[n] = at, what
             n += 1
-        i += step
     return position[:n].copy(), kind[:n].copy()
 
 
@@ -290,6 +338,7 @@ def spans(t1: TextBatch, found: list[tuple[str, int, int]], protected: Spans) ->
     """What `find` found as spans with value 1, without what protected text keeps (`OUTSIDE_CODE`)."""
     from data_factory.rules import RULE_NUMBER
 
+    found = sorted(set(found))  # two labels may announce one account
     start = np.array([item[1] for item in found], np.int64)
     end = np.array([item[2] for item in found], np.int64)
     doc = (np.searchsorted(t1.offsets, start, side="right") - 1).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Sentence and clause rules: candidate cuts inside lines, private data to mask, and the document rules over the lexicons."""
+"""Sentence and clause rules: cuts inside lines, private data to mask, and document rules over the lexicons."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ SENTENCE_RULES: tuple[Rule, ...] = (
         "citation_mark", "above", "cut", {"c4": {"en": 0, "zh": 0}, "ziya2": {"en": 1, "zh": 1}},
     ),
     Rule(
-        "remnants", "sentence", "HTML tags, entities and template code inside a line: doubtful (1), sure (2)", "Ziya2 (DE)",
+        "remnants", "sentence",
+        "HTML tags, entities and template code inside a line: doubtful (1), sure (2)", "Ziya2 (DE)",
         "remnant", "above", "cut", {"ziya2": {"en": 1, "zh": 1}}, recalibrated=("en", "zh"),
     ),
     Rule(
-        "inline_urls", "sentence", "bare URLs longer than this inside a line (Markdown links stay)", "MAP-NEO, datatrove",
-        "inline_url", "above", "cut", {"ziya2": {"en": 60, "zh": 60}}, recalibrated=("en", "zh"),
+        "inline_urls", "sentence",
+        "bare URLs longer than this inside a line (Markdown links stay)", "MAP-NEO, datatrove",
+        "inline_url", "above", "cut", {"ziya2": {"en": 80, "zh": 80}}, recalibrated=("en", "zh"),
     ),
     Rule(
-        "advert_sentences", "sentence", "sentences with a larger weight of distinct advert phrases", "Ziya2 (RF); MAP-NEO",
+        "advert_sentences", "sentence",
+        "sentences with a larger weight of distinct advert phrases", "Ziya2 (RF); MAP-NEO",
         "advert_sentence", "above", "cut", {"ziya2": {"en": 2, "zh": 4}}, recalibrated=("en", "zh"),
     ),
     Rule(
@@ -57,11 +60,12 @@ SENTENCE_RULES: tuple[Rule, ...] = (
         "private_account", "above", "mask", {"ziya2": _ALL},
     ),
     Rule(
-        "max_toxic_words", "document", "most distinct hard toxic words, over the root of length in 1,000 characters", "ours",
+        "max_toxic_words", "document",
+        "most distinct hard toxic words, over the root of length in 1,000 characters", "ours",
         "toxic_hits", "above", "drop", {"ziya2": {"en": 2.5, "zh": 2.5}}, recalibrated=("en", "zh"),
     ),
     Rule(
-        "max_toxic_share", "document", "largest share of bytes in toxic words, their heaviest one left out",
+        "max_toxic_share", "document", "largest share of bytes in toxic words, where two distinct hard ones occur",
         "BigScience, Data-Juicer (flagged words)", "toxic_share", "above", "drop",
         {"ziya2": {"en": 0.02, "zh": 0.02}}, recalibrated=("en", "zh"),
     ),

@@ -1,7 +1,8 @@
 """Document features over T1: named float32 columns from shared counts. Every column has this one producer.
 
-Sizes (`chars`, `words`, `mean_word_length`) see all text. Every other feature sees T1 with each protected span (code, formulas) replaced by
-one space, because code repeats lines and is full of marks for good reasons. What a word, a line and a sentence are stands in `README.md`.
+Sizes (`chars`, `words`, `mean_word_length`) see all text. Every other feature sees T1 with each protected span (code,
+formulas) replaced by one space, because code repeats lines and is full of marks for good reasons. What a word, a line
+and a sentence are stands in `README.md`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from data_factory.rules.kernels_tables import AT, tables
 Counts = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 
-# Ratios: feature -> (numerator, denominator, value when the denominator is 0). That value is one that no rule objects to: a page that is all
-# code, or empty, is the business of the size rules.
+# Ratios: feature -> (numerator, denominator, value when the denominator is 0). That value is one that no rule objects
+# to: a page that is all code, or empty, is the business of the size rules.
 _RATIOS: Mapping[str, tuple[str, str, float]] = {
     "hashes_per_word": ("hashes", "tokens", 0),
     "ellipses_per_word": ("ellipses", "tokens", 0),
@@ -72,12 +73,14 @@ FEATURES: tuple[str, ...] = ("chars", "words", "mean_word_length", *_COUNTS, *_R
 
 
 def count(batch: TextBatch, langs: npt.NDArray[np.uint8], repetition: bool = True) -> tuple[Counts, F64]:
-    """Counters (`kernels_tables.COUNTERS`) of every document as they stand: (int64 [n, counters], float64 [n] entropy)."""
+    """Counters (`kernels_tables.COUNTERS`) of every document as they stand: (int64 [n, counters], float64 [n]
+    entropy).
+    """
     data = batch.data.view()
     data.flags.writeable = False  # one compiled variant for all callers
     offsets: I64 = np.array(batch.offsets, np.int64)
     zh = np.array(langs == 1, np.uint8)
-    result: tuple[Counts, F64] = measure_batch(data, offsets, zh, characters.table(), *tables(), *automaton(), repetition)
+    result: tuple[Counts, F64] = measure_batch(data, offsets, zh, characters.table(), tables(), automaton(), repetition)
     return result
 
 
@@ -86,15 +89,23 @@ def unprotected(batch: TextBatch, protected: Spans, inside: bool = False) -> Tex
     rows = protected.row_offsets(len(batch))
     data = batch.data.view()
     data.flags.writeable = False
-    new_data, offsets = cut_spans(data, np.array(batch.offsets, np.int64), rows, protected.start.astype(np.int64), protected.end.astype(np.int64), inside)
+    new_data, offsets = cut_spans(
+        data,
+        np.array(batch.offsets, np.int64),
+        rows,
+        protected.start.astype(np.int64),
+        protected.end.astype(np.int64),
+        inside,
+    )
     return TextBatch(new_data, offsets)
 
 
 def measure(batch: TextBatch, langs: npt.NDArray[np.uint8], protected: Spans) -> dict[str, F32]:
     """All document features of a batch of T1: `FEATURES` -> float32 [n].
 
-    `langs`: uint8 [n], 1 for Chinese, 0 for every other language (it selects stop words, the length of a short line and whether joining spaces
-    count). Never NaN. Repetition features are measured on the first 2^18 units or lines of a document.
+    `langs`: uint8 [n], 1 for Chinese, 0 for every other language (it selects stop words, the length of a short line
+    and whether joining spaces count). Never NaN. Repetition features are measured on the first 2^18 units or lines of
+    a document.
     """
     shadow = unprotected(batch, protected) if len(protected) else batch
     counts, entropy = count(shadow, langs)
@@ -110,7 +121,11 @@ def measure(batch: TextBatch, langs: npt.NDArray[np.uint8], protected: Spans) ->
     column["unpunctuated"] = column["solid"] - column["punctuation"]
     column["compared_unbroken"] = column["compared_chars"] - column["compared_newlines"]
 
-    features = {"chars": chars.astype(np.float32), "words": words.astype(np.float32), "mean_word_length": _ratio(word_chars, words, 0.0)}
+    features = {
+        "chars": chars.astype(np.float32),
+        "words": words.astype(np.float32),
+        "mean_word_length": _ratio(word_chars, words, 0.0),
+    }
     for name, counter in _COUNTS.items():
         features[name] = column[counter].astype(np.float32)
     for name, (numerator, denominator, empty) in _RATIOS.items():

@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 
 from data_factory.config import Read, Source
-from data_factory.sources.record import DROPS, Damage, Record
+from data_factory.sources.jsonl import read_jsonl
+from data_factory.sources.mediawiki import read_mediawiki
+from data_factory.sources.parquet import read_parquet
+from data_factory.sources.record import DROPS, Damage, Record, Unit
+from data_factory.sources.spool import tell_damage
 from data_factory.sources.warc import read_warc
-from data_factory.units import Unit
 
 __all__ = ["DROPS", "Damage", "Record", "read_unit"]
 
@@ -17,18 +20,27 @@ def read_unit(unit: Unit, source: Source, read: Read, counts: Counter[str]) -> I
     """Yield the records of a unit in order, and one `Damage` for each damaged byte range.
 
     WARC records of other types (request, metadata, revisit, ...) are counted in `counts["other_records"]` and
-    `counts["other_records.<type>"]`. Stops after `unit.limit` records.
+    `counts["other_records.<type>"]`. Stops after `unit.limit` records. Raises `UserError` when the input cannot be
+    opened.
     """
     records = 0
-    for item in _dispatch(unit, source, read, counts):
+    if unit.limit == 0:
+        return
+    for item in tell_damage(_items(unit, source, read, counts), unit.damage):
         if isinstance(item, Record):
-            if records == unit.limit:
-                return
             records += 1
+            if item.is_html and len(item.content) > read.html_limit_bytes:
+                item.drop, item.drop_value, item.content = "read.html_limit_bytes", float(len(item.content)), b""
         yield item
+        if records == unit.limit:
+            return
 
 
-def _dispatch(unit: Unit, source: Source, read: Read, counts: Counter[str]) -> Iterator[Record | Damage]:
+def _items(unit: Unit, source: Source, read: Read, counts: Counter[str]) -> Iterator[Record | Damage]:
     if unit.format == "warc":
         return read_warc(unit, read, counts)
-    raise NotImplementedError(unit.format)
+    if unit.format == "jsonl":
+        return read_jsonl(unit, source, read)
+    if unit.format == "parquet":
+        return read_parquet(unit, source, read)
+    return read_mediawiki(unit, source, read)

@@ -15,9 +15,25 @@ _CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([^\s\"';,]+)", re.IGNORECASE)
 _CHUNK = re.compile(rb"[ \t]*([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 HTML_TYPES = frozenset({"text/html", "application/xhtml+xml", "application/vnd.wap.xhtml+xml"})
 TEXT_TYPES = frozenset({"text/plain", "text/markdown", "text/x-markdown", "text/x-rst"})
-_UNSURE_TYPES = frozenset({"", "application/octet-stream", "unknown/unknown", "application/unknown", "text/xml", "application/xml"})
-_BINARY = (b"%PDF-", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"PK\x03\x04", b"\x1f\x8b", b"\x7fELF", b"RIFF", b"\x00\x00\x01\x00", b"wOFF", b"ID3")
+_UNSURE_TYPES = frozenset(
+    {"", "application/octet-stream", "unknown/unknown", "application/unknown", "text/xml", "application/xml"}
+)
+_BINARY = (
+    b"%PDF-",
+    b"\x89PNG",
+    b"\xff\xd8\xff",
+    b"GIF8",
+    b"PK\x03\x04",
+    b"\x1f\x8b",
+    b"\x7fELF",
+    b"RIFF",
+    b"\x00\x00\x01\x00",
+    b"wOFF",
+    b"ID3",
+)
 _HTML_HEAD = re.compile(rb"<(?:!doctype\s+html|html|head|body|title|meta|div|table|p|h[1-6])[\s>/]", re.IGNORECASE)
+_BROTLI_PIECE = 64  # a block makes at most 16 MiB, so small pieces bound what one call can return (RFC 7932)
+_ZSTD_PIECE = 256  # four bytes make at most 128 KiB (RFC 8878)
 _CONTROLS = bytes(set(range(32)) - {9, 10, 12, 13, 27})
 
 
@@ -84,14 +100,15 @@ def kind_of(content_type: str, body: bytes) -> str:
         return "html"
     if mime in ("text/xml", "application/xml") or head.startswith(b"<?xml") or not head:
         return ""
-    return "text" if not head.translate(None, _CONTROLS) != head else ""
+    return "text" if head.translate(None, _CONTROLS) == head else ""
 
 
 def decode_body(headers: dict[str, str], body: bytes, limit: int, truncated: bool) -> bytes:
     """Undo Transfer-Encoding and Content-Encoding.
 
-    Codings that the crawler undid already, but whose header stands, are recognised by their first bytes. `truncated`: the archive
-    says that it cut the body, so a coding may end early. Raises `Broken` for damaged codings and bodies over `limit` bytes.
+    Codings that the crawler undid already, but whose header stands, are recognised by their first bytes. `truncated`:
+    the archive says that it cut the body, so a coding may end early. Raises `Broken` for damaged codings and bodies
+    over `limit` bytes.
     """
     if "chunked" in headers.get("transfer-encoding", "").lower():
         body = _unchunk(body, truncated)
@@ -112,7 +129,8 @@ def decode_body(headers: dict[str, str], body: bytes, limit: int, truncated: boo
 
 
 def _unchunk(body: bytes, truncated: bool) -> bytes:
-    parts, at = [], 0
+    parts: list[bytes] = []
+    at = 0
     while True:
         match = _CHUNK.match(body, at)
         if match is None:
@@ -164,22 +182,22 @@ def _deflate(body: bytes, limit: int, truncated: bool) -> bytes:
 
 def _brotli(body: bytes, limit: int, truncated: bool) -> bytes:
     try:
-        import brotli
+        import brotli  # type: ignore[import-untyped]
     except ImportError as error:
         raise Broken("Content-Encoding br needs the package brotli, which is not installed") from error
     if _HTML_HEAD.match(body.lstrip()):
         return body
     decoder: Any = brotli.Decompressor()
-    parts, size, at = [], 0, 0
+    parts: list[bytes] = []
+    size = 0
     try:
-        while at < len(body) and not decoder.is_finished():
-            # A metablock makes at most 16 MiB, so pieces of 64 bytes bound what one call can return.
-            out = decoder.process(body[at : at + 64] if limit < len(body) * 50 else body[at : at + 4096])
-            at += 64 if limit < len(body) * 50 else 4096
-            parts.append(out)
-            size += len(out)
+        for at in range(0, len(body), _BROTLI_PIECE):
+            parts.append(decoder.process(body[at : at + _BROTLI_PIECE]))
+            size += len(parts[-1])
             if size > limit:
                 raise _too_large(limit)
+            if decoder.is_finished():
+                break
     except brotli.error as error:
         raise Broken(f"Content-Encoding br is damaged: {error}") from error
     if not decoder.is_finished() and not truncated:
@@ -188,11 +206,20 @@ def _brotli(body: bytes, limit: int, truncated: bool) -> bytes:
 
 
 def _zstd(body: bytes, limit: int, truncated: bool) -> bytes:
-    reader = zstandard.ZstdDecompressor().stream_reader(body)
+    # a decompression object, because the library's stream reader ends a cut frame without a word
+    inflate = zstandard.ZstdDecompressor().decompressobj()
+    parts: list[bytes] = []
+    size = 0
     try:
-        out: bytes = reader.read(limit + 1)
+        for at in range(0, len(body), _ZSTD_PIECE):
+            parts.append(inflate.decompress(body[at : at + _ZSTD_PIECE]))
+            size += len(parts[-1])
+            if size > limit:
+                raise _too_large(limit)
+            if inflate.eof:
+                break
     except (zstandard.ZstdError, MemoryError) as error:
         raise Broken(f"Content-Encoding zstd is damaged: {error}") from error
-    if len(out) > limit:
-        raise _too_large(limit)
-    return out
+    if not inflate.eof and not truncated:
+        raise Broken("Content-Encoding zstd is truncated")
+    return b"".join(parts)

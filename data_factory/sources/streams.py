@@ -1,7 +1,7 @@
 """Bytes of inputs: windows over local files and fsspec URLs, and compressed members whose offsets are known.
 
-A member is one gzip member, one zstd frame or one bzip2 stream. Members are inflated piece by piece with a bound on each piece, so that
-a small input that inflates to terabytes costs no more than what its reader asks for.
+A member is one gzip member, one zstd frame or one bzip2 stream. Members are inflated piece by piece with a bound on
+each piece, so that a small input that inflates to terabytes costs no more than what its reader asks for.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from data_factory.sources.record import Broken
 from ziya.errors import UserError
 
 BLOCK = 1 << 20  # bytes of one read of the input
-PIECE = 1 << 14  # compressed bytes given to a decompressor at once: what follows a member's end is copied, so pieces are small
+PIECE = (
+    1 << 14
+)  # compressed bytes given to a decompressor at once: what follows a member's end is copied, so pieces are small
 PROBE = 1 << 12  # compressed bytes that are enough to inflate a member's first few bytes
 MAGICS = {"gz": rb"\x1f\x8b\x08", "zst": rb"\x28\xb5\x2f\xfd", "bz2": rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"}
 SKIPPABLE = tuple(bytes((nibble, 0x2A, 0x4D, 0x18)) for nibble in range(0x50, 0x60))
@@ -45,7 +47,7 @@ class Window(AbstractContextManager["Window"]):
             if is_remote(path):
                 self._file: IO[bytes] = fsspec.open(path, "rb").open()
             else:
-                self._file = Path(path).open("rb", buffering=0)
+                self._file = Path(path).open("rb", buffering=0)  # noqa: SIM115
             self.size = self._file.seek(0, 2)
         except (OSError, ValueError, ImportError) as error:
             raise UserError(f"input {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
@@ -73,7 +75,9 @@ class Window(AbstractContextManager["Window"]):
             got += len(more)
         return b"".join(parts)
 
-    def find(self, pattern: re.Pattern[bytes], position: int, end: int | None = None, overlap: int = 64) -> Iterator[int]:
+    def find(
+        self, pattern: re.Pattern[bytes], position: int, end: int | None = None, overlap: int = 64
+    ) -> Iterator[int]:
         """Positions of matches (at most `overlap` bytes long) that start in [position, end), in order."""
         end = self.size if end is None else min(end, self.size)
         while position < end:
@@ -146,12 +150,15 @@ class InflatingMember:
 
 
 class ZstdMember:
-    """A zstd frame at `position`. Its end is found from the block headers before anything is inflated (RFC 8878, section 3.1.1)."""
+    """A zstd frame at `position`. Its end is found from the block headers before anything is inflated (RFC 8878,
+    section 3.1.1).
+    """
 
     def __init__(self, window: Window, position: int, context: zstandard.ZstdDecompressor) -> None:
         self.end, self.done = self._find_end(window, position), False
         self._window, self._position = window, position
-        self._reader = context.stream_reader(self._Source(window, position, self.end), read_size=1 << 16)
+        source: Any = self._Source(window, position, self.end)
+        self._reader = context.stream_reader(source, read_size=1 << 16)
 
     class _Source:
         def __init__(self, window: Window, position: int, end: int) -> None:
@@ -224,7 +231,11 @@ class Compressed:
         """The member at `position`; raises `Broken` when a zstd frame has no end."""
         if self._context is not None:
             return ZstdMember(self.window, position, self._context)
-        return InflatingMember(self.window, position, self.compression) if self.compression else PlainMember(self.window, position)
+        return (
+            InflatingMember(self.window, position, self.compression)
+            if self.compression
+            else PlainMember(self.window, position)
+        )
 
     def begins(self, position: int, size: int = 16) -> bytes | None:
         """The first up to `size` decompressed bytes of a member at `position`; None when none starts there."""

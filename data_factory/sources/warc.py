@@ -1,40 +1,32 @@
 """WARC and WET files (ISO 28500), plain or one record per gzip member or zstd frame, by byte ranges.
 
-Whose bytes are whose: a unit reads the records that start in [start, end); it begins at the first valid start at or after `start`, found by
-the same function that resynchronises after damage. Damaged bytes belong to the unit that meets them when reading on from a valid record
-(or from the head of the file), also where they reach past its end; the next unit passes over them. So every record is read once and
-every damaged range is told once, wherever the cuts fall.
+Whose bytes are whose: a unit reads the records that start in [start, end); it begins at the first valid start at or
+after `start`, found by the same function that resynchronises after damage. Damaged bytes belong to the unit that
+meets them when reading on from a valid record (or from the head of the file), also where they reach past its end; the
+next unit passes over them. So every record is read once and every damaged range is told once, wherever the cuts fall.
 """
 
 from __future__ import annotations
 
 import re
-from calendar import timegm
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime
 
 from data_factory.config import Read
 from data_factory.sources import http
-from data_factory.sources.record import Broken, Damage, Record
+from data_factory.sources.fields import epoch
+from data_factory.sources.record import Broken, Damage, Record, Unit
 from data_factory.sources.streams import Compressed, Stream, Window
-from data_factory.units import Unit
 
 DOCUMENT_TYPES = frozenset({"response", "resource", "conversion"})
 HEADER_LIMIT = 1 << 16
 _RECORD_LINE = re.compile(rb"^WARC/\d", re.MULTILINE)
 
 
-def epoch(text: str) -> int:
-    """Epoch seconds of an ISO 8601 date, UTC when it names no zone; 0 when it is none."""
-    try:
-        return timegm(datetime.fromisoformat(text.strip()).utctimetuple())
-    except (ValueError, OverflowError):
-        return 0
-
-
 def next_record(stream: Stream, limit: int) -> tuple[dict[str, str], bytes] | None:
-    """Take one record: (headers, block), the block empty for types that hold no document; None at the member's end. Raises `Broken`."""
+    """Take one record: (headers, block), the block empty for types that hold no document; None at the member's end.
+    Raises `Broken`.
+    """
     if not stream.fill(5):
         return None
     end, body = -1, -1
@@ -65,7 +57,9 @@ def next_record(stream: Stream, limit: int) -> tuple[dict[str, str], bytes] | No
 
 
 def _pass_separator(stream: Stream) -> None:
-    """Pass the blank lines behind a record (two by the standard, some writers differ); raises `Broken` unless a record or the end follows."""
+    """Pass the blank lines behind a record (two by the standard, some writers differ); raises `Broken` unless a
+    record or the end follows.
+    """
     for _ in range(8):
         if not stream.fill(1):
             return
@@ -86,8 +80,8 @@ class WarcFile:
         self._plain = not compression
 
     def valid(self, position: int) -> bool:
-        """Whether a record starts at `position`: the inflated bytes begin with WARC/; in a plain file, where a page may quote such a line,
-        the record must also be whole and followed by another or by the end.
+        """Whether a record starts at `position`: the inflated bytes begin with WARC/; in a plain file, where a page
+        may quote such a line, the record must also be whole and followed by another or by the end.
         """
         if not self._plain:
             return (self._members.begins(position, 5) or b"") == b"WARC/"
@@ -101,13 +95,19 @@ class WarcFile:
     def next_start(self, position: int) -> int:
         """The first valid start at or after `position`, or the size of the file."""
         if self._plain and position:  # the match must see the end of the line before it
-            found = (p for p in self._window.find(_RECORD_LINE, position - 1) if p >= position and self._window.exact(p - 1, 1) == b"\n")
+            found: Iterator[int] = (
+                p
+                for p in self._window.find(_RECORD_LINE, position - 1)
+                if p >= position and self._window.exact(p - 1, 1) == b"\n"
+            )
         else:
             found = self._window.find(self._members.pattern or _RECORD_LINE, position)
         return next((p for p in found if self.valid(p)), self._window.size)
 
     def read(self, start: int, end: int) -> Iterator[tuple[int, int, dict[str, str], bytes] | Damage]:
-        """Yield (offset, length, headers, block) of every record that starts in [start, end), and the damage between them."""
+        """Yield (offset, length, headers, block) of every record that starts in [start, end), and the damage between
+        them.
+        """
         position = self._members.skip_filler(0) if start == 0 else self.next_start(start)
         while position < self._window.size:
             if position >= end and self.valid(position):
@@ -141,7 +141,9 @@ class WarcFile:
 
 
 def holds_many(window: Window, compression: str, limit: int) -> bool:
-    """Whether the first member of a compressed WARC holds more than one record, so that its members are no ranges of records."""
+    """Whether the first member of a compressed WARC holds more than one record, so that its members are no ranges of
+    records.
+    """
     members = Compressed(window, compression)
     try:
         stream = Stream(members.open(members.skip_filler(0)))
@@ -176,7 +178,9 @@ def read_warc(unit: Unit, read: Read, counts: Counter[str]) -> Iterator[Record |
 
 
 def _document(offset: int, length: int, kind: str, headers: dict[str, str], block: bytes, read: Read) -> Record:
-    """Turn a response, resource or conversion record into a `Record`; raises `Broken` when its HTTP codings are damaged."""
+    """Turn a response, resource or conversion record into a `Record`; raises `Broken` when its HTTP codings are
+    damaged.
+    """
     url = headers.get("warc-target-uri", "").strip("<>")  # wget writes <http://...>
     key = headers.get("warc-record-id", "").strip("<>")
     record = Record(offset, length, key, url, epoch(headers.get("warc-date", "")), b"", False, "", "", 0.0, "", "")

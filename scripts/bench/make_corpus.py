@@ -1,11 +1,12 @@
-"""Build the benchmark text (English and Chinese JSON lines) from Debian's documentation packages and, where given, local text.
+"""Build the benchmark text (English and Chinese JSON lines) from Debian's documentation packages and local text.
 
     python scripts/bench/make_corpus.py OUT [--mb 80] [--text FOLDER] [--keep-packages FOLDER]
 
-Writes OUT/zh.jsonl, OUT/en.jsonl (one `{"url", "source", "text"}` a line) and OUT/corpus.json (packages with versions, counts, sizes, hashes).
-The text is free documentation (GFDL, GPL, CC BY-SA, BSD and similar; each package's own `copyright` file tells) and is built on the user's
-machine, never shipped. All Chinese that the packages hold is taken first, then English in the order of the list until --mb is reached.
-Needs Debian's `apt-get` and `dpkg-deb` with a reachable mirror; nothing is installed. Same package versions, same bytes.
+Writes OUT/zh.jsonl, OUT/en.jsonl (one `{"url", "source", "text"}` a line) and OUT/corpus.json (packages with versions,
+counts, sizes, hashes). The text is free documentation (GFDL, GPL, CC BY-SA, BSD and similar; each package's own
+`copyright` file tells) and is built on the user's machine, never shipped. All Chinese that the packages hold is taken
+first, then English in the order of the list until --mb is reached. Needs Debian's `apt-get` and `dpkg-deb` with a
+reachable mirror; nothing is installed. Same package versions, same bytes.
 """
 
 from __future__ import annotations
@@ -77,16 +78,25 @@ PACKAGES: tuple[tuple[str, str], ...] = (
 )
 MAX_FILE = 8 << 20  # larger files are indexes and concatenations of the pages beside them
 MIN_CHARS = 200
-ENGLISH = frozenset("the of to and a in is for it that be this with are on as or an by not from you can if".split())
+ENGLISH = frozenset(
+    "the of to and a in is for it that be this with are on as or an by not from you can if".split()  # noqa: SIM905
+)
+# Folders of translations into other languages: what is English in them is untranslated, and a copy.
+OTHER_LANGUAGES = frozenset(
+    "ar as bg bn ca cs da de el eo es et eu fa fi fr gl gu he hi hr hu id it ja ka kn ko lt lv ml mr nb nl nn no "  # noqa: SIM905
+    "oc or pa pl pt ro ru sk sl sr sv ta te th tr ug uk vi".split()
+)
 HAN = re.compile(r"[\u3400-\u9fff]")
 KANA = re.compile(r"[\u3041-\u3096\u30a1-\u30fa]")
 WORD = re.compile(r"[A-Za-z]+")
 MAN_PAGE = re.compile(r"/man/.*\.[1-9][a-z]*\.gz$")
-SKIPPED_NAMES = re.compile(r"(changelog|copyright|NEWS|genindex|search|index-all|objects\.inv|py-modindex|SOURCES)", re.I)
+SKIPPED_NAMES = re.compile(
+    r"(changelog|copyright|NEWS|genindex|search|index-all|objects\.inv|py-modindex|SOURCES)", re.I
+)
 
 
 def language_of(text: str) -> str | None:
-    """`zh`, `en` or None: Han share without kana, or the share of English function words (20 % in prose, under 3 % elsewhere)."""
+    """`zh` by the share of Han without kana, `en` by that of function words (20 % in prose, under 3 % elsewhere)."""
     sample = text[:20_000]
     han, kana = len(HAN.findall(sample)), len(KANA.findall(sample))
     words = WORD.findall(sample)
@@ -100,20 +110,42 @@ def language_of(text: str) -> str | None:
     return "en" if sum(word.lower() in ENGLISH for word in words) >= 0.12 * len(words) else None
 
 
+def foreign_folder(name: str, language: str) -> bool:
+    """Whether a file stands in a folder of translations into another language than `language`."""
+    for part in name.split("/")[:-1]:
+        code = re.fullmatch(r"([a-z]{2,3})(?:[-_@][\w@]{2,8})?", part)
+        if code and (code[1] in OTHER_LANGUAGES or (language == "en" and code[1] == "zh")):
+            return True
+    return False
+
+
 def man_text(source: str) -> str:
     """Text of a manual page: macros dropped (their arguments kept where they are prose), font escapes removed."""
     lines = []
     for line in source.splitlines():
-        if line.startswith((".\\\"", "'\\\"")) or line.startswith((".TH", ".so", ".ds", ".de", ".if", ".ie", ".el", ".nr", ".ad", ".hy", ".ne")):
+        if line.startswith(('.\\"', "'\\\"")) or line.startswith(
+            (".TH", ".so", ".ds", ".de", ".if", ".ie", ".el", ".nr", ".ad", ".hy", ".ne")
+        ):
             continue
         if line.startswith((".", "'")):
             name, _, rest = line[1:].lstrip().partition(" ")
-            line = "\n" + rest.strip('"') if name in {"SH", "SS", "Sh", "Ss"} else rest
             if name in {"PP", "P", "LP", "sp", "TP", "IP", "Pp"}:
                 lines.append("")
-        lines.append(line)
+            lines.append("\n" + rest.strip('"') if name in {"SH", "SS", "Sh", "Ss"} else rest)
+        else:
+            lines.append(line)
     text = re.sub(r"\\f(?:\(..|\[[^]]*\]|.)|\\s[-+]?\d", "", "\n".join(lines))
-    for escape, value in (("\\-", "-"), ("\\&", ""), ("\\|", ""), ("\\(em", "—"), ("\\(lq", '"'), ("\\(rq", '"'), ("\\(aq", "'"), ("\\e", "\\"), ("\\ ", " ")):
+    for escape, value in (
+        ("\\-", "-"),
+        ("\\&", ""),
+        ("\\|", ""),
+        ("\\(em", "—"),
+        ("\\(lq", '"'),
+        ("\\(rq", '"'),
+        ("\\(aq", "'"),
+        ("\\e", "\\"),
+        ("\\ ", " "),
+    ):
         text = text.replace(escape, value)
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
@@ -164,7 +196,9 @@ def texts_of(path: Path, name: str) -> Iterator[str]:
     elif ".txt" in suffixes:
         yield source.strip()
     else:
-        yield extract_plain_text(source, main_content=True, alt_texts=False, links=False, preserve_formatting=True).strip()
+        yield extract_plain_text(
+            source, main_content=True, alt_texts=False, links=False, preserve_formatting=True
+        ).strip()
 
 
 def package_documents(package: str, folder: Path) -> Iterator[tuple[str, str]]:
@@ -178,17 +212,24 @@ def package_documents(package: str, folder: Path) -> Iterator[tuple[str, str]]:
 
 def fetch(package: str, packages: Path, unpacked: Path) -> str | None:
     """Download and unpack a package; returns its version, or None where this Debian release has no such package."""
-    shown = subprocess.run(["apt-cache", "show", "--no-all-versions", package], capture_output=True, text=True, check=False)
+    shown = subprocess.run(
+        ["apt-cache", "show", "--no-all-versions", package], capture_output=True, text=True, check=False
+    )
     version = re.search(r"^Version: (\S+)$", shown.stdout, re.M)
     if shown.returncode or version is None:
         return None
     files = sorted(packages.glob(f"{package}_*.deb"))
     if not files:
-        done = subprocess.run(["apt-get", "download", "-q", package], cwd=packages, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["apt-get", "download", "-q", package], cwd=packages, capture_output=True, text=True, check=False
+        )
         files = sorted(packages.glob(f"{package}_*.deb"))
         if done.returncode or not files:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise UserError(f"apt-get download {package} failed ({reason}): a reachable Debian mirror is needed; check the network and run `apt-get update`")
+            raise UserError(
+                f"apt-get download {package} failed ({reason}): a reachable Debian mirror is needed; "
+                "check the network and run `apt-get update`"
+            )
     subprocess.run(["dpkg-deb", "-x", str(files[0]), str(unpacked)], check=True)
     return files[0].name.split("_")[1]
 
@@ -220,7 +261,7 @@ class Corpus:
         taken = dict.fromkeys(self.files, 0)
         for url, text in documents:
             language = language_of(text)
-            if language is None or language not in wanted.split():
+            if language is None or language not in wanted.split() or foreign_folder(url, language):
                 continue
             encoded = text.encode("utf-8", "replace")
             key = hashlib.blake2b(encoded, digest_size=16).digest()
@@ -229,7 +270,10 @@ class Corpus:
             if sum(self.text_bytes.values()) >= limit:
                 break
             self.seen.add(key)
-            line = json.dumps({"url": url, "source": source, "text": encoded.decode()}, ensure_ascii=False).encode() + b"\n"
+            line = (
+                json.dumps({"url": url, "source": source, "text": encoded.decode()}, ensure_ascii=False).encode()
+                + b"\n"
+            )
             self.files[language].write(line)
             self.hashes[language].update(line)
             self.text_bytes[language] += len(encoded)
@@ -247,9 +291,11 @@ class Corpus:
             "documents": self.documents,
             "sha256": {language: state.hexdigest() for language, state in self.hashes.items()},
             "sources": self.sources,
-            "licence": "free documentation licences of the named Debian packages (see their copyright files); local text keeps its own licence",
+            "licence": "free documentation licences of the named packages (see their copyright files)",
         }
-        (self.out / "corpus.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (self.out / "corpus.json").write_text(
+            json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         return summary
 
 
@@ -259,11 +305,15 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--mb", type=float, default=80, help="megabytes (1e6 bytes) of text in all")
     parser.add_argument("--text", type=Path, help="folder of .jsonl(.gz) files with `text`, taken first")
-    parser.add_argument("--keep-packages", type=Path, help="folder that keeps the downloaded packages for the next time")
+    parser.add_argument(
+        "--keep-packages", type=Path, help="folder that keeps the downloaded packages for the next time"
+    )
     arguments = parser.parse_args()
     missing = [tool for tool in ("apt-get", "apt-cache", "dpkg-deb") if shutil.which(tool) is None]
     if missing:
-        raise UserError(f"{missing[0]} is missing: this script builds its text from Debian packages and needs a Debian or Ubuntu machine")
+        raise UserError(
+            f"{missing[0]} is missing: the text is built from Debian packages, which needs a Debian or Ubuntu machine"
+        )
     corpus = Corpus(arguments.out)
     limit = int(arguments.mb * 1e6)
     if arguments.text:
@@ -288,7 +338,10 @@ def main() -> int:
         print(f"not in this Debian release: {', '.join(absent)}", file=sys.stderr)
     print(json.dumps({key: summary[key] for key in ("text_bytes", "documents", "sha256")}, indent=2))
     if sum(corpus.text_bytes.values()) < limit:
-        raise UserError(f"only {sum(corpus.text_bytes.values()) / 1e6:.1f} MB of text found, {arguments.mb:g} MB wanted: add packages to PACKAGES or give --text")
+        raise UserError(
+            f"only {sum(corpus.text_bytes.values()) / 1e6:.1f} MB of text found, {arguments.mb:g} MB wanted: "
+            "add packages to PACKAGES or give --text"
+        )
     return 0
 
 

@@ -1,4 +1,4 @@
-"""WARC, HTTP and gzip bytes of the demo crawl: fixed dates, record ids by hash, no clock and no host, so that equal settings give equal bytes."""
+"""WARC, HTTP and gzip bytes of the demo crawl: fixed dates, record ids by hash; same settings, same bytes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,21 @@ def record_id(*parts: object) -> str:
     return f"urn:uuid:{uuid.UUID(bytes=digest, version=4)}"
 
 
-def response(body: bytes, content_type: str = "text/html; charset=utf-8", status: int = 200, fields: tuple[tuple[str, str], ...] = ()) -> bytes:
+def response(
+    body: bytes,
+    content_type: str = "text/html; charset=utf-8",
+    status: int = 200,
+    fields: tuple[tuple[str, str], ...] = (),
+) -> bytes:
     """An HTTP response as an archive stores it."""
-    phrases = {200: "OK", 204: "No Content", 301: "Moved Permanently", 302: "Found", 404: "Not Found", 500: "Internal Server Error"}
+    phrases = {
+        200: "OK",
+        204: "No Content",
+        301: "Moved Permanently",
+        302: "Found",
+        404: "Not Found",
+        500: "Internal Server Error",
+    }
     head = [f"HTTP/1.1 {status} {phrases[status]}", "Server: nginx", *(f"{name}: {value}" for name, value in fields)]
     if content_type:
         head.append(f"Content-Type: {content_type}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TEXT = Path(__file__).parent / "text"
-# Seven triples of seven paragraphs, any two of which share exactly one (the Fano plane): many articles, no near duplicates.
+# Seven triples of seven paragraphs, any two of which share exactly one (the Fano plane): no near duplicates.
 TRIPLES = ((0, 1, 2), (0, 3, 4), (0, 5, 6), (1, 3, 5), (1, 4, 6), (2, 3, 6), (2, 4, 5))
 ENGLISH_NUMBERS = ("One", "Two", "Three", "Four", "Five", "Six", "Seven")
 CHINESE_NUMBERS = "一二三四五六七"
@@ -32,8 +32,13 @@ class Article:
 def blocks(text: str) -> list[str]:
     """Blocks of a text file: separated by blank lines, fenced code kept whole."""
     found: list[str] = []
-    for piece in re.split(r"\n{2,}(?=(?:[^`]|`(?!``))*(?:```(?:[^`]|`(?!``))*```(?:[^`]|`(?!``))*)*$)", text.strip()):
-        found.append(piece.strip("\n"))
+    fenced = False
+    for piece in text.strip().split("\n\n"):
+        if fenced:
+            found[-1] += "\n\n" + piece
+        else:
+            found.append(piece.strip("\n"))
+        fenced ^= piece.count("```") % 2 == 1
     return found
 
 
@@ -76,6 +81,11 @@ class Library:
         rng.shuffle(self._free)
         self._rng = rng
 
+    @property
+    def left(self) -> int:
+        """How many articles are still unused."""
+        return len(self._free)
+
     def article(self) -> Article:
         """The next unused article: three sections of one topic."""
         topic, number = self._free.pop()
@@ -88,12 +98,24 @@ class Library:
     def collection(self, number: int) -> Article:
         """A long article: section `number` of every topic but one; any two share nothing."""
         chosen = [topic for place, topic in enumerate(self.topics) if place != number]
-        title = f"A Reader, Part {ENGLISH_NUMBERS[number]}" if self.language == "en" else f"闲读选编 第{CHINESE_NUMBERS[number]}辑"
-        return Article(f"reader-{number + 1}", self.language, title, tuple(topic.sections[number][0] for topic in chosen))
+        title = (
+            f"A Reader, Part {ENGLISH_NUMBERS[number]}"
+            if self.language == "en"
+            else f"闲读选编 第{CHINESE_NUMBERS[number]}辑"
+        )
+        return Article(
+            f"reader-{number + 1}", self.language, title, tuple(topic.sections[number][0] for topic in chosen)
+        )
 
     def salad(self, number: int) -> Article:
-        """Words of the language in random order with sentence marks: fluent at a glance, improbable to a language model."""
-        text = "\n".join(block for topic in self.topics for section in topic.sections for block in section if not block.startswith("```"))
+        """Words in random order with sentence marks: fluent at a glance, improbable to a language model."""
+        text = "\n".join(
+            block
+            for topic in self.topics
+            for section in topic.sections
+            for block in section
+            if not block.startswith("```")
+        )
         rng = random.Random(f"{self.language} salad {number}")
         paragraphs = []
         if self.language == "en":
@@ -102,15 +124,26 @@ class Library:
                 sentences = (" ".join(rng.choices(words, k=rng.randint(7, 17))) for _ in range(rng.randint(4, 6)))
                 paragraphs.append(" ".join(sentence[0].upper() + sentence[1:] + "." for sentence in sentences))
             return Article(f"salad-{number}", "en", " ".join(rng.choices(words, k=4)).title(), tuple(paragraphs))
-        pieces = [run[at : at + 2] for run in re.findall(r"[\u4e00-\u9fff]{2,}", text) for at in range(0, len(run) - 1, 2)]
+        pieces = [
+            run[at : at + 2] for run in re.findall(r"[\u4e00-\u9fff]{2,}", text) for at in range(0, len(run) - 1, 2)
+        ]
         for _ in range(4):
             clauses = ["".join(rng.choices(pieces, k=rng.randint(3, 7))) for _ in range(rng.randint(9, 14))]
-            paragraphs.append("".join(clause + ("，" if place % 3 < 2 and place + 1 < len(clauses) else "。") for place, clause in enumerate(clauses)))
+            paragraphs.append(
+                "".join(
+                    clause + ("，" if place % 3 < 2 and place + 1 < len(clauses) else "。")
+                    for place, clause in enumerate(clauses)
+                )
+            )
         return Article(f"salad-{number}", "zh", "".join(rng.choices(pieces, k=3)), tuple(paragraphs))
 
 
-def block_html(block: str) -> str:
-    """One block as HTML."""
+def block_html(block: str, mathml: bool = False) -> str:
+    """One block as HTML; `mathml`: displayed formulas as MathML with their TeX, else they stay TeX for MathJax."""
+    if mathml and block.startswith("$$"):
+        tex = html.escape(block.strip("$"), quote=False)
+        annotation = f'<annotation encoding="application/x-tex">{tex}</annotation>'
+        return f'<math display="block"><semantics><mrow><mi>x</mi></mrow>{annotation}</semantics></math>'
     if block.startswith("```"):
         language, _, code = block.strip("`").partition("\n")
         return f'<pre><code class="language-{language}">{html.escape(code.rstrip(), quote=False)}</code></pre>'
@@ -129,6 +162,8 @@ COOKIES = {
     "en": "We use cookies to improve your experience. By continuing to use this site you accept our cookie policy.",
     "zh": "我们使用cookie来改善您的浏览体验，继续使用本网站即表示您接受我们的隐私政策。",
 }
+# Traces of menu, footer and cookie banner: no kept text may have them.
+FURNITURE = {"en": ["All rights reserved", "By continuing to use"], "zh": ["ICP备", "继续使用本网站", "关于我们"]}
 # Stands inside the article on every page of two hosts; no lexicon knows it, only its frequency gives it away.
 HOUSE_LINE = {
     "en": "This page belongs to the winter reading list of the circle by the river.",
@@ -137,9 +172,9 @@ HOUSE_LINE = {
 
 
 def page(article: Article, style: int = 0, house_line: bool = False, charset: str = "utf-8") -> str:
-    """A whole HTML page in one of four layouts, with menu, side bar and footer; `house_line` adds the recurring line."""
+    """A whole HTML page in one of four layouts, with menu and footer; `house_line` adds the recurring line."""
     language = article.language
-    body = "\n".join(map(block_html, article.blocks))
+    body = "\n".join(block_html(block, language == "zh") for block in article.blocks)
     if house_line:
         body += f"\n<p>{HOUSE_LINE[language]}</p>"
     links = "".join(f'<li><a href="/{number}">{entry}</a></li>' for number, entry in enumerate(MENU[language]))
@@ -157,4 +192,5 @@ def page(article: Article, style: int = 0, house_line: bool = False, charset: st
         return f'{head}<div class="menu">{menu}</div>\n{cookies}{inner}<div class="sidebar">{menu}</div>\n{footer}'
     if style == 2:
         return f"{head}{menu}<section><h2>{title}</h2>\n{body}</section>\n{cookies}{footer}"
-    return f"{head}<header>{menu}</header>\n<article>\n<h1>{title}</h1>\n{body}\n</article>\n<aside>{menu}</aside>\n{cookies}{footer}"
+    article_html = f"<article>\n<h1>{title}</h1>\n{body}\n</article>\n"
+    return f"{head}<header>{menu}</header>\n{article_html}<aside>{menu}</aside>\n{cookies}{footer}"

@@ -1,0 +1,356 @@
+"""Evaluation: detectors on good and bad texts of both languages, the sample, the verdict, same bytes."""
+
+import itertools
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_factory import evaluate as module
+from data_factory import evaluate_detectors as detectors
+from data_factory.config import DataConfig, Evaluation, Source
+from data_factory.documents import KEPT
+from data_factory.evaluate import bounds, evaluate, needed, sample
+from ziya.errors import UserError
+
+GOOD_EN = (
+    "The old bridge crosses the river near the mill. Every spring the water rises and the town closes the lower road "
+    "for some days. "
+    "Engineers measured the level with <EMAIL> on file, and wrote 3.14 beside version 10.2.3.4 of their notes; see "
+    "example.com and user@example.org."
+)
+GOOD_ZH = (
+    "老桥横跨磨坊旁的河流。每年春天水位上涨，城里会关闭低处的道路几天。"
+    "工程师用<PHONE>登记后测量了水位，并在2023-10-15记录了1234567890。"
+)
+
+
+def config(**evaluation):
+    return DataConfig(
+        sources=[Source(name="web", paths=["x"]), Source(name="raw", paths=["y"], steps=["language"])],
+        evaluation=Evaluation(**evaluation),
+    )
+
+
+def write(path, texts, langs=None, source="web", protected=None, prefix=""):
+    rows = [
+        {
+            "id": f"{prefix}{i:032x}"[-32:],
+            "url": f"http://site.example/{i}",
+            "text": text,
+            "lang": langs[i] if langs else ("zh" if any("\u4e00" <= c <= "\u9fff" for c in text) else "en"),
+            "tier": "high",
+            "source": source,
+            "task": "",
+            "perplexity": 1.0,
+            "copies": 1,
+            "protected": protected[i] if protected else [],
+            "prompt_bytes": 0,
+        }
+        for i, text in enumerate(texts)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, KEPT), path, row_group_size=7)
+    return path
+
+
+# ---- detectors
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "write to jane.doe@mail-server.co.uk today",
+        "邮箱：zhangsan_88@163.com，欢迎来信",
+        "jane [at] company [dot] com",
+        "电话13812345678联系",
+        "手机：138-1234-5678。",
+        "+86 138 1234 5678",
+        "致电010-62345678咨询",
+        "(0755) 12345678",
+        "call (212) 664-7665 now",
+        "call 212-664-7665 now",
+        "reach us at +44 20 7946 0958",
+        "身份证11010519491231002X号",
+        "QQ：12345678",
+        "微信号: zhang_san99",
+    ],
+)
+def test_private_data_is_found(text):
+    (start, end), *_ = detectors.privacy(text)
+    assert 0 <= start < end <= len(text) and end - start >= 8
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD_EN,
+        GOOD_ZH,
+        "<EMAIL> <PHONE> <ID> <IP> <CARD> <ACCOUNT>",
+        "icon@2x.png and react@16.8.0 and git@host.org:team/project.git",
+        "root@localhost, me@server.internal, a@example.net",
+        "https://medium.com/@someone/post-1381234567812",
+        "身份证110105194912310021号的校验位不对",
+        "page 1234-5678-9012, ISBN 978-7-111-12345-6, 1999-2003, 3.1415926535",
+        "call 212-555-0123 in the film",
+        "0.13812345678 and 113812345678 and id=13812345678",
+        "look at me. com and net are words",
+        "QQ音乐和微信：一个比较",
+        "# sanity check route\n@app.route('/ping')",
+        "shape = this@CircleBody.shape",
+    ],
+)
+def test_harmless_numbers_and_addresses_are_not(text):
+    assert detectors.privacy(text) == []
+
+
+def test_lexicons_need_word_borders_in_latin_only():
+    lexicon = detectors.Lexicon(["add to cart", "限时优惠"])
+    assert lexicon.find("Please ADD to cart.") == [(7, 18)]
+    assert lexicon.find("add to cartography, readd to cart") == []
+    assert lexicon.find("春季限时优惠开始") == [(2, 6)]
+    assert lexicon.find("İİ add to cart") == [(3, 14)]
+    assert detectors.Lexicon([]).find("x") == []
+
+
+def test_every_phrase_of_every_list_is_found_and_no_good_text_is():
+    for name, lang in itertools.product(("toxic", "advert"), ("en", "zh")):
+        lexicon = detectors.lexicon(name)
+        for phrase in detectors.read_words(detectors.FOLDER / f"{name}_{lang}.txt"):
+            assert lexicon.find(f"。{phrase}。"), phrase
+        assert lexicon.find(GOOD_EN) == lexicon.find(GOOD_ZH) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('text <a href="/x">', ['<a href="/x">']),
+        ("one <b>bold</b> word", ["<b>bold</b>"]),
+        ("line<br/>\nnext", ["<br/>"]),
+        ("a&nbsp;b &#8217;", ["&nbsp;", "&#8217;"]),
+        ("javascript:void(0)", ["javascript:void"]),
+        ("正文\n\n返回首页\n更多", ["返回首页"]),
+        ("text\n Skip to Content \nmore", [" Skip to Content "]),
+        ("Previous page\n\n上一页\n下一页\n", ["下一页"]),
+        ("点按按钮\n\n上一页\n\n移到上一页。\n\n下一页\n\n移到下一页。", []),
+        ("a < b and b > c, if (x<y) && y>z, List<String> and <EMAIL> & R&D; the <br> tag", []),
+        (GOOD_EN + GOOD_ZH, []),
+    ],
+)
+def test_remnants(text, found):
+    assert [text[start:end] for start, end in detectors.remnants(text, detectors.page_lines())] == found
+
+
+def test_unreadable_share():
+    assert (
+        detectors.unreadable_share("")
+        == detectors.unreadable_share(GOOD_EN)
+        == detectors.unreadable_share(GOOD_ZH)
+        == 0
+    )
+    assert detectors.unreadable_share(GOOD_ZH.encode().decode("cp1252", "replace")) > 0.3
+    assert detectors.unreadable_share("锟斤拷锟斤拷" + GOOD_ZH) > 0.1
+    assert detectors.unreadable_share("word " * 300 + "end.") > 0.9
+    assert detectors.unreadable_share("First Last, " * 300) == 0
+    assert detectors.unreadable_share("x" * 60) == 1
+
+
+def test_distinct_share():
+    assert detectors.distinct_share("") == 1
+    assert detectors.distinct_share("".join(random.Random(0).choices("abcdefghijklmnop", k=3000))) > 0.999
+    assert detectors.distinct_share("同一句话。" * 300) < 0.01
+    text = "".join(random.Random(1).choices("ab", k=400))
+    windows = [text[i : i + 12] for i in range(len(text) - 11)]
+    assert detectors.distinct_share(text) == len(set(windows)) / len(windows)
+
+
+def test_topics():
+    topics = detectors.topics()
+    assert topics.of("The compiler reads the database; the function calls a server.") == "computing"
+    assert topics.of("球队在联赛中夺得冠军，教练称赞足球队员。") == "sports"
+    assert topics.of(GOOD_EN) == "other"
+
+
+def test_outside_blanks_code_and_keeps_positions():
+    text = "前文 code=“值”\nmore 后文"
+    start, end = (len(text[:i].encode()) for i in (3, 16))
+    blank = detectors.outside(text, [(start, end)])
+    assert (
+        len(blank) == len(text)
+        and blank.startswith("前文 ")
+        and blank.endswith(text[16:])
+        and blank[3:16].strip() == ""
+    )
+    assert detectors.outside(text, []) == text
+    assert detectors.outside("写 `<p class='x'>` 时", []) == "写 " + " " * 15 + " 时"
+
+
+def test_a_word_list_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(UserError, match="no_such"):
+        detectors.lexicon("toxic", [str(tmp_path / "no_such.txt")])
+
+
+# ---- sample
+
+
+def test_sample_is_seeded_bounded_and_independent_of_the_split(tmp_path):
+    texts = ["text"] * 100
+    whole = write(tmp_path / "a.parquet", texts)
+    table = pq.read_table(whole)
+    for i in range(4):
+        pq.write_table(table.slice(i * 25, 25), tmp_path / f"part{i}.parquet")
+    parts = [tmp_path / f"part{i}.parquet" for i in (2, 0, 3, 1)]
+    settings = Evaluation(share=0.2, min_documents=5)
+    population, chosen = sample([whole], ["web"], settings, 1)
+    assert population == 100 and len(chosen) == 20
+    assert sample(parts, ["web"], settings, 1) == (100, chosen)
+    assert sample([whole], ["web"], settings, 2)[1] != chosen
+    assert len(sample([whole], ["web"], Evaluation(share=0.001, min_documents=33), 1)[1]) == 33
+    assert len(sample([whole], ["web"], Evaluation(share=0.015, min_documents=1), 1)[1]) == 2  # ceil
+    assert len(sample([whole], ["web"], Evaluation(), 1)[1]) == 100
+    assert sample([whole], ["raw"], settings, 1) == (0, set())
+    # A larger sample contains the smaller one.
+    assert chosen > sample([whole], ["web"], Evaluation(share=0.1, min_documents=5), 1)[1]
+
+
+# ---- verdict
+
+
+def test_clopper_pearson_bounds():
+    assert bounds(0, 0, 0.95) == (0, 1)
+    low, high = bounds(0, 3000, 0.95)
+    assert low == 0 and math.isclose(high, 1 - 0.025 ** (1 / 3000), rel_tol=1e-9)
+    low, high = bounds(10, 10, 0.95)
+    assert high == 1 and math.isclose(low, 0.025**0.1, rel_tol=1e-9)
+
+    def tail(p, k, n):
+        return sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
+
+    low, high = bounds(3, 50, 0.9)  # by definition each tail holds 5 %
+    assert math.isclose(tail(high, 3, 50), 0.05, rel_tol=1e-6) and math.isclose(
+        1 - tail(low, 2, 50), 0.05, rel_tol=1e-6
+    )
+    assert needed(0.001, 0.95) == 3688 and bounds(0, 3688, 0.95)[1] <= 0.001 < bounds(0, 3687, 0.95)[1]
+    assert needed(0, 0.95) is None
+
+
+BAD = {
+    "privacy": "Contact the author at jane.doe@mailbox.net about the river and its bridge. " + GOOD_EN,
+    "toxic": "这里提供在线成人视频。" + GOOD_ZH,
+    "advert": GOOD_ZH + "现在限时优惠，欢迎选购。",
+    "web_remnant": GOOD_EN + '\n<div class="nav">Home</div>',
+    "readability": GOOD_ZH.encode().decode("cp1252", "replace"),
+    "document_length": "太短了。",
+}
+
+
+def test_one_bad_document_of_each_kind_fails_for_its_reason(tmp_path):
+    texts = [GOOD_EN, GOOD_ZH, *BAD.values()]
+    path = write(tmp_path / "kept" / "0.parquet", texts, langs=["en", "zh", "en", "zh", "zh", "en", "zh", "zh"])
+    result = evaluate([path], config(), tmp_path / "out", None)
+    failures = pq.read_table(tmp_path / "out" / "failures.parquet").to_pylist()
+    assert {row["metric"]: int(row["id"], 16) for row in failures} == {name: i + 2 for i, name in enumerate(BAD)}
+    assert (result["evaluated"], result["unqualified"], result["passed"], result["sufficient"]) == (8, 6, False, False)
+    assert result["unqualified_rate"] == 0.75
+    assert {name: entry["failures"] for name, entry in result["metrics"].items() if entry["failures"]} == dict.fromkeys(
+        BAD, 1
+    )
+    assert result["metrics"]["perplexity"] == {"level": 2, "failures": 0, "measured": False, "unmeasured_documents": 8}
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == result
+    email = next(row for row in failures if row["metric"] == "privacy")
+    assert texts[2].encode()[email["start"] : email["end"]] == b"jane.doe@mailbox.net"
+    assert not any("jane" in str(value) for value in email.values())  # positions, never excerpts
+    toxic = next(row for row in failures if row["metric"] == "toxic")
+    assert texts[3].encode()[toxic["start"] : toxic["end"]].decode() == "在线成人视频"
+    assert (toxic["level"], toxic["value"], toxic["threshold"]) == (1, 1, 0)
+
+
+def test_masks_and_code_do_not_fail_but_private_data_in_code_does(tmp_path):
+    code = '<div class="a">x</div> add to cart'
+    texts = [f"{GOOD_EN}\n{code}\n", f"{GOOD_EN}\nmail('jane@mailbox.net')\n"]
+    spans = [[{"start": len(GOOD_EN) + 1, "end": len(text.encode())}] for text in texts]
+    path = write(tmp_path / "kept.parquet", texts, protected=spans)
+    evaluate([path], config(), tmp_path / "out", None)
+    assert [
+        (row["id"][-1], row["metric"]) for row in pq.read_table(tmp_path / "out" / "failures.parquet").to_pylist()
+    ] == [("1", "privacy")]
+
+
+class FakeScorer:
+    """Perplexity and bits from the text's first number; NaN for other languages than zh."""
+
+    def measure(self, batch, langs):
+        numbers = [float(batch.string(i).split()[0]) if lang == "zh" else math.nan for i, lang in enumerate(langs)]
+        values = np.array(numbers, np.float32)
+        return values, (values / 100).astype(np.float32)
+
+
+def test_perplexity_is_judged_against_the_median_and_the_cap(tmp_path):
+    texts = [f"{value} {GOOD_ZH}" for value in (90, 100, 100, 110, 999, 1001, 5)]
+    path = write(tmp_path / "kept.parquet", [*texts, GOOD_EN])
+    result = evaluate([path], config(max_perplexity_ratio=10), tmp_path / "out", FakeScorer())
+    rows = pq.read_table(tmp_path / "out" / "failures.parquet").to_pylist()
+    assert [(int(row["id"], 16), row["metric"]) for row in rows] == [(5, "perplexity"), (6, "informativeness")]
+    assert rows[0]["threshold"] == 1000 and result["perplexity_caps"] == {"zh": 1000}
+    assert result["metrics"]["perplexity"]["unmeasured_documents"] == 1
+    assert any("not measured for en" in warning for warning in result["warnings"])
+    evaluate([path], config(max_perplexity={"zh": 105}), tmp_path / "out", FakeScorer())
+    rows = pq.read_table(tmp_path / "out" / "failures.parquet").to_pylist()
+    assert [int(row["id"], 16) for row in rows if row["metric"] == "perplexity"] == [3, 4, 5]
+
+
+def test_pass_and_sufficiency_are_two_things(tmp_path):
+    good = write(tmp_path / "good.parquet", [f"{GOOD_EN} {i}" for i in range(40)])
+    result = evaluate([good], config(), tmp_path / "out", None)
+    assert result["passed"] and not result["sufficient"] and result["low"] == 0 < result["high"]
+    result = evaluate([good], config(pass_mark=0.2), tmp_path / "out", None)
+    assert result["passed"] and result["sufficient"]
+    assert (tmp_path / "out" / "failures.parquet").exists()
+
+
+def test_sources_without_the_step_and_empty_input(tmp_path):
+    raw = write(tmp_path / "raw.parquet", list(BAD.values()), source="raw")
+    result = evaluate([raw], config(), tmp_path / "out", None)
+    assert (result["evaluated"], result["passed"], result["sufficient"]) == (0, False, False)
+    assert "no document was evaluated" in result["warnings"][0]
+    assert evaluate([], config(), tmp_path / "out", None)["population"] == 0
+
+
+def test_distributions_warn_and_do_not_fail(tmp_path):
+    sports = [f"The coach of the football team won the championship in season {i}. " * 3 for i in range(20)]
+    path = write(tmp_path / "kept.parquet", sports, langs=["en"] * 15 + ["zh"] * 5)
+    result = evaluate([path], config(), tmp_path / "out", None)
+    assert result["passed"] and result["topics"] == {"sports": 1.0}
+    text = " ".join(result["warnings"])
+    assert "100.0% of the zh documents read as another language" in text and "about sports" in text
+    assert result["languages"]["zh"]["mismatch"] == 1 and result["languages"]["en"]["mismatch"] == 0
+    one = write(tmp_path / "one.parquet", [GOOD_EN * 2])
+    assert any(
+        "zh is 0.00% of the sample" in warning
+        for warning in evaluate([one], config(), tmp_path / "out", None)["warnings"]
+    )
+
+
+def test_same_bytes_for_any_split_of_the_files(tmp_path):
+    texts = [GOOD_EN + f" {i}" for i in range(30)] + list(BAD.values())
+    path = write(tmp_path / "all.parquet", texts)
+    table = pq.read_table(path)
+    parts = []
+    for i, start in enumerate(range(0, len(texts), 9)):
+        parts.append(tmp_path / f"p{i}.parquet")
+        pq.write_table(table.slice(start, 9), parts[-1], row_group_size=2)
+    evaluate([path], config(min_documents=20), tmp_path / "a", None)
+    evaluate(parts[::-1], config(min_documents=20), tmp_path / "b", None)
+    for name in ("evaluation.json", "failures.parquet"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_detectors_share_nothing_with_the_rules():
+    for name in ("evaluate.py", "evaluate_detectors.py"):
+        source = (Path(module.__file__).parent / name).read_text(encoding="utf-8")
+        assert "data_factory.rules" not in source and "rules/lexicons" not in source
