@@ -38,7 +38,7 @@ _CODECS = {
     "euc-kr": "cp949",
     "utf-16": "utf-16-le",
     "iso-8859-8-i": "iso-8859-8",
-    "x-mac-cyrillic": "mac-cyrillic",
+    "windows-1252": "cp1252", "x-mac-cyrillic": "mac-cyrillic",
 }
 _ASCII_BASED = frozenset(
     {"iso-2022-jp", "hz", "utf-16-le", "utf-16-be"}
@@ -106,7 +106,7 @@ def _decode(payload: bytes, declared: str, inner: str) -> tuple[str, str]:
         name = (
             "utf-8" if name.startswith("utf-16") else name
         )  # a declaration that can be read as ASCII is not in UTF-16
-        candidates.insert(0 if candidates[0] in ("", "windows-1252", "ascii") else 1, name)
+        candidates.insert(0 if candidates[0] in ("", "cp1252", "ascii") else 1, name)
     if candidates[0] not in _ASCII_BASED:
         try:
             text = payload.decode("utf-8")
@@ -116,7 +116,7 @@ def _decode(payload: bytes, declared: str, inner: str) -> tuple[str, str]:
             if not (candidates[0] in ("gb18030", "big5hkscs") and _is_short_chinese(payload, candidates[0])):
                 return text, "utf-8"
     names = list(dict.fromkeys(name for name in candidates if name))
-    if not names or names[0] in ("windows-1252", "utf-8"):
+    if not names or names[0] in ("cp1252", "utf-8"):
         detected = codec(detect_encoding(payload, max_len=_SAMPLE) or "")
         if detected and detected not in names:
             # A single-byte label decodes anything, so a Chinese encoding that fits without an error is the better

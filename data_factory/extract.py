@@ -31,7 +31,7 @@ __all__ = [
 
 START, END = "\x02", "\x03"
 _MARKS = re.compile("[\x02\x03]")
-_FORGED = re.compile(r"&#(?:[xX]0*[023]|0*[023])(?![0-9a-fA-F]);?")
+_FORGED = re.compile(r"&#(?:[xX]0*[023](?![0-9a-fA-F])|0*[023](?![0-9]));?")
 # Elements that matter before parsing. Attributes are bounded and hold no angle bracket, which keeps the search linear
 # on any input; code on one line, by far the most frequent, is passed over inside the pattern.
 _TAG = re.compile(
@@ -52,7 +52,12 @@ _CODE_AREA = re.compile(
 )
 _MATH_SCRIPT = re.compile(r"type\s*=\s*[\"']?math/(?:tex|asciimath)", re.IGNORECASE)
 _BREAK = re.compile(r"<br\b", re.IGNORECASE)
-_BLOCK = re.compile(r"<(/?)(?:div|ul|article|footer)(?=[\s>])", re.IGNORECASE)
+_BLOCK = re.compile(r"<(/?)(?:div|ul|ol|article|footer)(?=[\s>])", re.IGNORECASE)
+_LIST_TAG = re.compile(r"</?(?:ul|ol|li|menu|dir)(?=[\s>])", re.IGNORECASE)
+# resiliparse takes a text that is one character of three bytes for an icon of an icon font, and so loses <b>中</b>. A control
+# character beside it, removed afterwards, prevents that; the private use area, where icons are, is left to it.
+_LONE = re.compile(r">([ \t\r\n]*(?:[\u0800-\ud7ff\uf900-\uffff]|&#[xX]?[0-9a-fA-F]{2,6};)[ \t\r\n]*)(?=<)")
+_BESIDE = "\x04"
 _FENCE = re.compile(r"^[ \t]{0,3}(`{3,}(?=[^`\n]*$)|~{3,})[^\n]*$", re.MULTILINE)
 _TEX_LIKE = re.compile(r"[\\^_={}]")
 # resiliparse takes every unnumbered list fewer than four levels below the body for navigation, with or without links
@@ -83,7 +88,8 @@ _SKIP = [
     ".mwe-math-fallback-image-display",
 ]
 _SKIP_HINTS = ("lineno", "gutter", "line-numbers", "katex", "MathJax", "mwe-math")
-_DEPTH_COST = 1 << 31  # nesting depth times page length above which main-content rules, quadratic in both, are left out
+_MAX_DEPTH = 512  # of block elements, as in browsers
+_DEPTH_COST = 1 << 30  # nesting depth times page length above which main-content rules, quadratic in both, are left out
 
 
 def extract(html: str, read: Read) -> str:
@@ -98,7 +104,13 @@ def extract(html: str, read: Read) -> str:
         return _settle(Trafilatura.shared().extract(html, read.extract_seconds))
     if "/>" in html and _XHTML.search(html[:600]):
         html = _SELF_CLOSED.sub(r"<\1\2></\1>", html)
+    html = html.replace(_BESIDE, "")
+    lone = not html.isascii() or "&#" in html
+    if lone:
+        html = _LONE.sub(rf">\1{_BESIDE}", html)
     shallow = _is_shallow(html)
+    if not shallow:
+        html = _LIST_TAG.sub("<p", html)  # each list item is indented by its depth: quadratic too
     for opening, tags in _LISTS:
         if opening in html:
             for tag, wrapped in tags:
@@ -109,9 +121,10 @@ def extract(html: str, read: Read) -> str:
     if any(hint in html for hint in _HINTS) or ("<BODY" in html and any(hint.upper() in html for hint in _HINTS)):
         html = "".join(_marked(html))
         skip = _SKIP if any(hint in html for hint in _SKIP_HINTS) else None
-    return _settle(
-        extract_plain_text(html, preserve_formatting=True, main_content=shallow, alt_texts=False, skip_elements=skip)
+    text = extract_plain_text(
+        html, preserve_formatting=True, main_content=shallow, alt_texts=False, skip_elements=skip
     )
+    return _settle(text.replace(_BESIDE, "") if lone else text)
 
 
 def record_text(record: Record, read: Read) -> str:
@@ -135,7 +148,7 @@ def _is_shallow(html: str) -> bool:
     for match in _BLOCK.finditer(html):
         depth = max(depth - 1, 0) if match[1] else depth + 1
         deepest = max(deepest, depth)
-    return deepest * len(html) < _DEPTH_COST
+    return deepest <= _MAX_DEPTH and deepest * len(html) < _DEPTH_COST
 
 
 def _marked(html: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ here) -> Traditional to Simplified = T1 -> features, lexicon hits, candidate spa
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from data_factory.urls import UrlLists
 from data_factory.vocab_counts import count_characters
 from ziya.files import atomic_path
 
+_HAN = re.compile("[\u3400-\u9fff]")
 BATCH_ROWS = 512
 BATCH_BYTES = 16 << 20
 RULE_IDS = np.array(["", *(rule.id for rule in RULES)], dtype=object)
@@ -304,7 +306,7 @@ class UnitMeasurer:
         if self.source.language:
             langs, scores = [self.source.language] * n, np.ones(n, np.float32)
         else:
-            langs, scores = language.identify(batch, config.language)
+            langs, scores = self._identify(batch, prompts)
         langs = ["" if reason else code for reason, code in zip(drop, langs, strict=True)]
         scores = np.where(drop == "", scores, np.float32(0)).astype(np.float32)
         if "language" in self.source.steps:
@@ -361,6 +363,16 @@ class UnitMeasurer:
         tables.append(("measurements", pa.table([pa.array(everything[name]) for name in MEASUREMENTS.names], names=MEASUREMENTS.names)))
         clock.lap("tables", size)
         return Measured(tables, len(alive), lines, points, counts)
+
+    def _identify(self, batch: TextBatch, prompts: list[str]) -> tuple[list[str], Any]:
+        """Language of each document; of prompt and answer together where there is a prompt."""
+        if any(prompts):
+            batch = TextBatch.from_strings([f"{prompt}\n{text}" for prompt, text in zip(prompts, batch.strings(), strict=True)])
+        langs, scores = language.identify(batch, self.config.language)
+        if "language" not in self.source.steps:  # nothing is dropped here, but templates and thresholds need a language
+            han = [bool(_HAN.search(text)) for text in batch.strings()]
+            langs = [("zh" if chinese else "en") if code == "und" else code for code, chinese in zip(langs, han, strict=True)]
+        return langs, scores
 
     def _join_prompts(self, batch: TextBatch, protected: Spans, prompts: list[str], codes: np.ndarray[Any, Any]) -> tuple[TextBatch, Spans, Any]:
         """Supervised documents: normalise the prompts too, then join prompt and answer by the template."""

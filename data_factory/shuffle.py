@@ -155,7 +155,10 @@ class Buckets:
             with path.open("rb") as file:
                 while file.tell() < size:
                     parts.append(pa.ipc.open_stream(file).read_all())
-            yield pa.concat_tables(parts).combine_chunks()
+            table = pa.concat_tables(parts).combine_chunks()
+            del parts
+            yield table
+            del table
             path.unlink()
 
 

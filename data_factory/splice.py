@@ -43,6 +43,7 @@ def splice(buckets: Iterator[pa.Table], sequence_length: int, eos_id: int, pad_i
         yield Samples(stream[: full * sequence_length], pieces.slice(0, complete))
         tokens, waiting = stream[full * sequence_length :].copy(), pieces.slice(complete).combine_chunks()
         done += full
+        del table, rows, stream, pieces  # before the next bucket is read
     if len(tokens):
         padding = sequence_length - len(tokens)
         stream = np.full(sequence_length, pad_id, tokens.dtype)

@@ -113,3 +113,4 @@ def whole(buckets: Iterator[pa.Table], sequence_length: int, eos_id: int, pad_id
         pieces = pieces.take(pa.array(np.argsort(pieces.column("sample").to_numpy(), kind="stable")))
         yield Samples(stream, pieces)
         done += samples
+        del table, rows, stream, pieces  # before the next bucket is read

@@ -11,8 +11,9 @@ python="${PYTHON:-python3}"
 version="${KENLM_VERSION:-0.3.0}"
 jobs="${JOBS:-2}"
 
-works() { # lmplz prints its help and leaves with an error when it gets no arguments; a missing library shows otherwise
-    [ -x "$prefix/lmplz" ] && [ -x "$prefix/build_binary" ] && "$prefix/lmplz" --help 2>&1 | grep -q -- "--discount_fallback"
+works() { # --help leaves with an error status even when all is well, so only what it prints counts
+    [ -x "$prefix/lmplz" ] && [ -x "$prefix/build_binary" ] || return 1
+    case "$("$prefix/lmplz" --help 2>&1 || true)" in *--discount_fallback*) return 0 ;; *) return 1 ;; esac
 }
 
 if works; then

@@ -168,7 +168,7 @@ def test_globs_and_urls(tmp_path):
     memory = fsspec.filesystem("memory")
     memory.pipe("/bucket/in/a.jsonl", lines(90))
     memory.pipe("/bucket/in/b/c.jsonl.gz", gzip.compress(lines(5)))
-    for pattern in ("memory://bucket/in", "memory://bucket/in/**.jsonl*"):
+    for pattern in ("memory://bucket/in", "memory://bucket/in/**/*.jsonl*"):
         settings = config(pattern)
         planned = plan(settings, tmp_path / "spool", None)
         assert sorted({unit.label for unit in planned.units}) == ["a.jsonl", "b/c.jsonl.gz"]

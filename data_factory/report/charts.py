@@ -17,25 +17,17 @@ _TITLES = {
 }
 
 
-def funnel(steps: Sequence[dict[str, Any]]) -> Markup:
-    """One trapezoid a step, as wide as its share of all documents in; the numbers stand beside it."""
+def funnel(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a step: a trapezoid as wide as its share of all documents in (SVG that stretches), title and numbers."""
     total = max(1, steps[0]["in"] if steps else 1)
-    width, height, gap = 300.0, 46.0, 6.0
-    parts = []
-    for number, step in enumerate(steps):
-        top, bottom = (max(2.0, width * step[name] / total) for name in ("in", "out"))
-        y = number * (height + gap)
-        corners = [((width - top) / 2, y), ((width + top) / 2, y), ((width + bottom) / 2, y + height), ((width - bottom) / 2, y + height)]
-        points = " ".join(f"{x:.1f},{line:.1f}" for x, line in corners)
-        share = f"{step['out'] / total:.2%}"
-        label = escape(_TITLES.get(step["name"], step["name"]))
-        parts.append(
-            f'<polygon class="f{number}" points="{points}"/>'
-            f'<text class="title" x="{width + 16}" y="{y + 19}">{label}</text>'
-            f'<text class="note" x="{width + 16}" y="{y + 37}">{step["in"]} in, {step["out"]} out: {share} of all</text>'
-        )
-    tall = len(steps) * (height + gap)
-    return Markup(f'<svg role="img" aria-label="documents left after every step" viewBox="0 0 {width + 260:.0f} {tall:.0f}" class="funnel">{"".join(parts)}</svg>')
+    rows = []
+    for step in steps:
+        top, bottom = (max(1.0, 100 * step[name] / total) for name in ("in", "out"))
+        corners = [(50 - top / 2, 0), (50 + top / 2, 0), (50 + bottom / 2, 40), (50 - bottom / 2, 40)]
+        points = " ".join(f"{x:.2f},{y}" for x, y in corners)
+        shape = Markup(f'<svg aria-hidden="true" viewBox="0 0 100 40" preserveAspectRatio="none"><polygon points="{points}"/></svg>')
+        rows.append({"shape": shape, "title": _TITLES.get(step["name"], step["name"]), "share": step["out"] / total, **step})
+    return rows
 
 
 def histogram(bins: Sequence[Sequence[float]], cut: dict[str, Any]) -> Markup:

@@ -60,15 +60,13 @@ def _pieces(window: Window, compression: str, start: int) -> Iterator[_Text | _T
     position = next_stream(start) if start else 0
     while position < window.size:
         member = members.open(position)
-        begun = False
         try:
             while data := member.read(_STEP):
-                begun = True
                 yield _Text(position, data)
             position = member.end
         except Broken as error:
             after = next_stream(position + 1)
-            yield _Torn(position, after, str(error), begun)
+            yield _Torn(position, after, str(error), members.begins(position) is not None)
             position = after
 
 
@@ -159,16 +157,18 @@ def pages(
     that of the stream in which the page begins and the length is that of its text.
     """
     scanner = _Scanner(end, not compression, limit)
+    passed = False  # whether a stream of the next unit was seen, which tells the damage behind it
     for piece in _pieces(window, compression, start):
         if isinstance(piece, _Torn):
             lost = scanner.torn()
-            if piece.offset < end or not piece.begun:
+            if piece.offset < end or not (piece.begun or passed):
                 yield Damage(piece.offset, piece.end - piece.offset, piece.error)
             elif lost is not None:
                 yield lost
             continue
         if not scanner.wants(piece.offset):
             return
+        passed = passed or piece.offset >= end
         yield from scanner.feed(piece)
     lost = scanner.torn()
     if lost is not None:

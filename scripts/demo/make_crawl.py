@@ -5,6 +5,7 @@
 OUT_DIR/web/*        WARC (one record per gzip member, and one plain file) and WET: pages that are ranked by perplexity
 OUT_DIR/board/*      WARC: pages that skip the ranking, so that bad ones fall to rules
 OUT_DIR/curated/*    JSON lines of a curated source, with three bad lines
+OUT_DIR/supervised/* JSON lines of prompts and answers
 OUT_DIR/expected.jsonl  one line a record: file, offset, key, url, fate, reason ... (see README.md)
 
 Equal arguments give equal bytes (with equal versions of zlib and OpenCC): dates are fixed and record ids are hashes.
@@ -220,6 +221,18 @@ def curated_file(libraries: dict[str, Library]) -> InputFile:
     return file
 
 
+def supervised_file() -> InputFile:
+    """JSON lines of supervised pairs: prompt, answer and task type."""
+    file = InputFile("supervised/tasks.jsonl")
+    lines = (Path(__file__).parent / "text" / "tasks.tsv").read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines):
+        task, prompt, answer = line.split("\t")
+        url = f"http://tasks.example/{number}"
+        row = {"url": url, "task": task, "prompt": prompt, "text": answer}
+        file.add_raw(json_line(row), {"url": url, **kept("a supervised pair", [prompt, answer])})
+    return file
+
+
 def make_crawl(out: Path, seed: int, pages: int) -> dict[str, int]:
     """Write the crawl to `out`; returns how many records meet each fate. ValueError for too few or too many `pages`."""
     rng = random.Random(seed)
@@ -230,6 +243,7 @@ def make_crawl(out: Path, seed: int, pages: int) -> dict[str, int]:
     board_plants = board(libraries, rng)
     damaged = damaged_files(libraries, writer, rng)
     curated = curated_file(libraries)
+    supervised = supervised_file()
 
     beside: list[str] = [entry["url"] for file in damaged for entry in file.expected if entry["fate"] == "kept"]
     fixed = {
@@ -238,7 +252,7 @@ def make_crawl(out: Path, seed: int, pages: int) -> dict[str, int]:
         + sum(url.startswith(f"http://{language}.") for url in beside)
         for language in libraries
     }
-    others = len(falling) + len(board_plants) + len(curated.expected)
+    others = len(falling) + len(board_plants) + len(curated.expected) + len(supervised.expected)
 
     def ordinary(wanted: int) -> dict[str, int]:
         """Ordinary pages a language: `wanted`, rounded up so that the good pages are a multiple of GOOD."""
@@ -265,7 +279,7 @@ def make_crawl(out: Path, seed: int, pages: int) -> dict[str, int]:
     board_file = InputFile("board/board-000.warc.gz")
     for plant in board_plants:
         board_file.add(*writer.plant(plant))
-    files = [*web_files(web, libraries, writer), *damaged, board_file, curated]
+    files = [*web_files(web, libraries, writer), *damaged, board_file, curated, supervised]
     fates: dict[str, int] = {}
     lines = []
     for file in files:
@@ -282,7 +296,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the demo crawl with a planted fate for every record.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--pages", type=int, default=420)
+    parser.add_argument("--pages", type=int, default=440)
     arguments = parser.parse_args()
     try:
         fates = make_crawl(arguments.out, arguments.seed, arguments.pages)
