@@ -17,7 +17,8 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TextBatch:
-    """`n` documents. `data`: uint8, their UTF-8 bytes end to end; `offsets`: int64 [n + 1], document i is data[offsets[i]:offsets[i + 1]]."""
+    """`n` documents. `data`: uint8, their UTF-8 bytes end to end; `offsets`: int64 [n + 1], document i is "
+    "data[offsets[i]:offsets[i + 1]]."""
 
     data: U8
     offsets: I64
@@ -51,7 +52,11 @@ class TextBatch:
 
     def to_arrow(self) -> pa.LargeStringArray:
         """As an Arrow large_string column over the same buffers."""
-        buffers = [None, pa.py_buffer(np.ascontiguousarray(self.offsets)), pa.py_buffer(np.ascontiguousarray(self.data))]
+        buffers = [
+            None,
+            pa.py_buffer(np.ascontiguousarray(self.offsets)),
+            pa.py_buffer(np.ascontiguousarray(self.data)),
+        ]
         return pa.Array.from_buffers(pa.large_string(), len(self), buffers)
 
     def string(self, i: int) -> str:
@@ -92,14 +97,25 @@ class Spans:
     @classmethod
     def plain(cls, doc: I32, start: I32, end: I32) -> Spans:
         """Spans without a rule (protected spans)."""
-        return cls(doc.astype(np.int32), start.astype(np.int32), end.astype(np.int32), np.zeros(len(doc), np.int16), np.zeros(len(doc), np.float32))
+        return cls(
+            doc.astype(np.int32),
+            start.astype(np.int32),
+            end.astype(np.int32),
+            np.zeros(len(doc), np.int16),
+            np.zeros(len(doc), np.float32),
+        )
 
     @classmethod
     def concatenate(cls, parts: Sequence[Spans]) -> Spans:
         """All parts as one sorted table."""
         if not parts:
             return cls.empty()
-        joined = cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("doc", "start", "end", "rule", "value")))
+        joined = cls(
+            *(
+                np.concatenate([getattr(part, name) for part in parts])
+                for name in ("doc", "start", "end", "rule", "value")
+            )
+        )
         order = np.lexsort((joined.rule, joined.end, joined.start, joined.doc))
         return joined.take(order)
 

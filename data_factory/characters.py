@@ -53,9 +53,19 @@ def table() -> npt.NDArray[np.uint16]:
         if category == "Lu":
             value |= UPPER
         if character.isspace():
-            value = (value | SPACE) & ~CONTROL if character in "\t\n\r\x0b\x0c\x85\u2028\u2029" or kind == "Z" else value
+            value = (
+                (value | SPACE) & ~CONTROL if character in "\t\n\r\x0b\x0c\x85\u2028\u2029" or kind == "Z" else value
+            )
         flags[point] = value
-    for first, last in ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAD9), (0x2E80, 0x2FD5), (0x3005, 0x3005), (0x3007, 0x3007), (0x3021, 0x3029)):
+    for first, last in (
+        (0x3400, 0x4DBF),
+        (0x4E00, 0x9FFF),
+        (0xF900, 0xFAD9),
+        (0x2E80, 0x2FD5),
+        (0x3005, 0x3005),
+        (0x3007, 0x3007),
+        (0x3021, 0x3029),
+    ):
         flags[first : last + 1] = HAN | LETTER
     flags[0x3041:0x3097] |= KANA
     flags[0x30A1:0x30FB] |= KANA
@@ -63,7 +73,14 @@ def table() -> npt.NDArray[np.uint16]:
     flags[0xFF66:0xFF9E] |= KANA
     for first, last in ((0x1100, 0x11FF), (0x3130, 0x318F), (0xAC00, 0xD7A3)):
         flags[first : last + 1] |= HANGUL
-    for first, last in ((0x1F000, 0x1FAFF), (0x2600, 0x27BF), (0x2B50, 0x2B55), (0x1F1E6, 0x1F1FF), (0xFE0F, 0xFE0F), (0x20E3, 0x20E3)):
+    for first, last in (
+        (0x1F000, 0x1FAFF),
+        (0x2600, 0x27BF),
+        (0x2B50, 0x2B55),
+        (0x1F1E6, 0x1F1FF),
+        (0xFE0F, 0xFE0F),
+        (0x20E3, 0x20E3),
+    ):
         flags[first : last + 1] |= EMOJI
     for character in _END_MARKS:
         flags[ord(character)] |= END_MARK
@@ -95,7 +112,9 @@ def decode(data, i):  # type: ignore[no-untyped-def]
         return numba.int32(((first & 0x1F) << 6) | (data[i + 1] & 0x3F)), 2
     if first < 0xF0:
         return numba.int32(((first & 0x0F) << 12) | ((data[i + 1] & 0x3F) << 6) | (data[i + 2] & 0x3F)), 3
-    return numba.int32(((first & 0x07) << 18) | ((data[i + 1] & 0x3F) << 12) | ((data[i + 2] & 0x3F) << 6) | (data[i + 3] & 0x3F)), 4
+    return numba.int32(
+        ((first & 0x07) << 18) | ((data[i + 1] & 0x3F) << 12) | ((data[i + 2] & 0x3F) << 6) | (data[i + 3] & 0x3F)
+    ), 4
 
 
 @numba.njit(cache=True, inline="always")

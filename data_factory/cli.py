@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-
 from data_factory.config import DataConfig
 from ziya import config as settings
 from ziya.errors import UserError, run_main
-
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
 
@@ -25,29 +23,56 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     help_text = "read, measure, decide, evaluate, pack and report; run again to resume"
-    run = commands.add_parser("run", help=help_text, description=help_text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.epilog = "settings ([measuring] needs a new run, [deciding] can be moved by `ziya-data decide`):\n" + "\n".join(settings.describe(DataConfig))
+    run = commands.add_parser(
+        "run", help=help_text, description=help_text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    run.epilog = "settings ([measuring] needs a new run, [deciding] can be moved by `ziya-data decide`):\n" + "\n".join(
+        settings.describe(DataConfig)
+    )
     run.add_argument("config", type=Path, metavar="CONFIG", help="YAML config, for example configs/data/ziya2.yaml")
-    run.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, for example rules.min_chars=100")
-    run.add_argument("--input", nargs="+", action="extend", metavar="PATH", help="files, folders, globs or URLs: replace the paths of the config's first source")
+    run.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="dotted overrides, for example rules.min_chars=100"
+    )
+    run.add_argument(
+        "--input",
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help="files, folders, globs or URLs: replace the paths of the config's first source",
+    )
     run.add_argument("--output", type=Path, metavar="DIR", default=Path("out"), help="output folder (default: out)")
-    run.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="worker processes (default: all cores); never changes the output")
+    run.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="worker processes (default: all cores); never changes the output",
+    )
     run.add_argument("--limit", type=int, metavar="N", help="read only the first N records")
     run.add_argument("--restart", action="store_true", help="empty the output folder of an earlier run first")
 
-    decide = commands.add_parser("decide", help="apply other thresholds to the stored measurements and show what changed")
+    decide = commands.add_parser(
+        "decide", help="apply other thresholds to the stored measurements and show what changed"
+    )
     decide.add_argument("out", type=Path, metavar="OUT", help="output folder of a run")
-    decide.add_argument("overrides", nargs="*", metavar="key=value", help="deciding settings, for example rules.min_chars=100")
+    decide.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="deciding settings, for example rules.min_chars=100"
+    )
     decide.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="worker processes")
 
-    explain = commands.add_parser("explain", help="tell one document's life: measurements, reasons, winner of its duplicate, text before and after")
+    explain = commands.add_parser(
+        "explain",
+        help="tell one document's life: measurements, reasons, winner of its duplicate, text before and after",
+    )
     explain.add_argument("out", type=Path, metavar="OUT", help="output folder of a run")
     which = explain.add_mutually_exclusive_group(required=True)
     which.add_argument("--url", help="the document's URL")
     which.add_argument("--id", help="the document's id")
     explain.add_argument("--json", action="store_true", help="print JSON")
 
-    report = commands.add_parser("report", help="write report.html and report.json of a run again, and print the summary")
+    report = commands.add_parser(
+        "report", help="write report.html and report.json of a run again, and print the summary"
+    )
     report.add_argument("out", type=Path, metavar="OUT", help="output folder of a run")
 
     rules = commands.add_parser("rules", help="list every rule with its thresholds, one a line")
@@ -56,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
 
     from data_factory import train_lm, vocab
 
-    train_lm.add_arguments(commands.add_parser("train-lm", help="train a KenLM model over SentencePiece pieces for perplexity tiers"))
+    train_lm.add_arguments(
+        commands.add_parser("train-lm", help="train a KenLM model over SentencePiece pieces for perplexity tiers")
+    )
     vocab.add_arguments(commands.add_parser("vocab", help="list the most frequent characters that a tokenizer lacks"))
 
     pack = commands.add_parser("pack", help="(re)pack the kept documents of a run with a tokenizer")
@@ -64,7 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("overrides", nargs="*", metavar="key=value", help="tokenizer.* and packing.* settings")
     pack.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="worker processes")
 
-    prune = commands.add_parser("prune", help="delete T1 of dropped documents; span thresholds cannot be moved afterwards")
+    prune = commands.add_parser(
+        "prune", help="delete T1 of dropped documents; span thresholds cannot be moved afterwards"
+    )
     prune.add_argument("out", type=Path, metavar="OUT", help="output folder of a run")
     return parser
 
@@ -106,7 +135,9 @@ def _decide(args: argparse.Namespace) -> int:
 def _pack(args: argparse.Namespace) -> int:
     for override in args.overrides:
         if not override.startswith(("tokenizer.", "packing.", "sources.", "seed=")):
-            raise UserError(f"pack takes tokenizer.*, packing.*, sources.*.ratio and seed, not {override}: use `ziya-data decide` for other settings")
+            raise UserError(
+                f"pack takes tokenizer.*, packing.*, sources.*.ratio and seed, not {override}: use `ziya-data decide` for other settings"
+            )
     return _decide(args)
 
 
@@ -165,7 +196,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             from data_factory import vocab
 
             return vocab.main(args)
-        table = {"run": _run, "decide": _decide, "pack": _pack, "rules": _rules, "explain": _explain, "report": _report, "prune": _prune}
+        table = {
+            "run": _run,
+            "decide": _decide,
+            "pack": _pack,
+            "rules": _rules,
+            "explain": _explain,
+            "report": _report,
+            "prune": _prune,
+        }
         return table[args.command](args)
 
     return run_main(command)

@@ -40,15 +40,29 @@ class DuplicateRows:
         """Write as .npz, deterministically."""
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez(
-                file, rows=self.rows, rules=np.array(self.rules, "U16"), values=self.values, limits=self.limits,
-                winners=np.array(self.winners, "U64"), copy_rows=self.copy_rows, copies=self.copies,
+                file,
+                rows=self.rows,
+                rules=np.array(self.rules, "U16"),
+                values=self.values,
+                limits=self.limits,
+                winners=np.array(self.winners, "U64"),
+                copy_rows=self.copy_rows,
+                copies=self.copies,
             )
 
     @classmethod
     def load(cls, path: Path) -> DuplicateRows:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as data:
-            return cls(data["rows"], data["rules"].tolist(), data["values"], data["limits"], data["winners"].tolist(), data["copy_rows"], data["copies"])
+            return cls(
+                data["rows"],
+                data["rules"].tolist(),
+                data["values"],
+                data["limits"],
+                data["winners"].tolist(),
+                data["copy_rows"],
+                data["copies"],
+            )
 
 
 def survivors(config: DataConfig, out: Path, names: Sequence[str]) -> Iterator[Any]:
@@ -60,7 +74,10 @@ def survivors(config: DataConfig, out: Path, names: Sequence[str]) -> Iterator[A
         stage = np.array(verdicts["stage"].to_pylist(), dtype=object)
         source = np.array([value in takes_part for value in measured["source"].to_pylist()], bool)
         rows = np.flatnonzero((stage == "") & source)
-        keys = read_table(out / "keys" / f"{name}.parquet", ["final_chars", "exact_hi", "exact_lo", "url_hi", "url_lo", "simhash", "shingles"])
+        keys = read_table(
+            out / "keys" / f"{name}.parquet",
+            ["final_chars", "exact_hi", "exact_lo", "url_hi", "url_lo", "simhash", "shingles"],
+        )
         places = np.asarray(verdicts["document_row"])[rows]
         table = np.zeros(len(rows), SURVIVOR)
         table["unit"], table["row"] = unit, rows
@@ -95,7 +112,12 @@ def deduplicate(config: DataConfig, out: Path, names: Sequence[str], memory_rows
     fuzzy = config.dedup.fuzzy
     work = out / "work" / "dedup"
     outcome = resolve.deduplicate(
-        lambda: survivors(config, out, names), config.dedup, work, earlier, signatures if fuzzy.method == "minhash" else None, memory_rows
+        lambda: survivors(config, out, names),
+        config.dedup,
+        work,
+        earlier,
+        signatures if fuzzy.method == "minhash" else None,
+        memory_rows,
     )
     limits = {"fuzzy": float(fuzzy.distance) if fuzzy.method == "simhash" else fuzzy.similarity}
     for unit, name in enumerate(names):
@@ -105,9 +127,14 @@ def deduplicate(config: DataConfig, out: Path, names: Sequence[str], memory_rows
         DuplicateRows(
             losers["row"].astype(np.int64),
             [_REASONS[stage] for stage in stages],
-            np.where([stage == "fuzzy" for stage in stages], losers["value"], np.nan).astype(np.float64) if len(losers) else np.zeros(0),
+            np.where([stage == "fuzzy" for stage in stages], losers["value"], np.nan).astype(np.float64)
+            if len(losers)
+            else np.zeros(0),
             np.array([limits.get(stage, np.nan) for stage in stages], np.float64),
-            [f"earlier run {losers['winner_lo'][at]}" if stage == "seen" else winners[at] for at, stage in enumerate(stages)],
+            [
+                f"earlier run {losers['winner_lo'][at]}" if stage == "seen" else winners[at]
+                for at, stage in enumerate(stages)
+            ],
             copies["row"].astype(np.int64),
             copies["copies"].astype(np.int32),
         ).save(out / "work" / "duplicates" / f"{name}.npz")

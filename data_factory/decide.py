@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from data_factory import documents, finish
-from data_factory.config import DataConfig
 from data_factory.compete import DuplicateRows
+from data_factory.config import DataConfig
 from data_factory.documents import REASON, SPAN, read_batches, read_table, table_writer
 
 
@@ -32,7 +32,15 @@ def decide_unit(config: DataConfig, out: Path, name: str) -> dict[str, Any]:
     with table_writer(out / "decisions" / f"{name}.parquet", documents.DECISIONS) as writer:
         writer.write(
             pa.table(
-                [verdicts["id"], verdicts["url"], pa.array(kept), reasons, pa.array(stage, pa.string()), verdicts["tier"], pa.array(copies)],
+                [
+                    verdicts["id"],
+                    verdicts["url"],
+                    pa.array(kept),
+                    reasons,
+                    pa.array(stage, pa.string()),
+                    verdicts["tier"],
+                    pa.array(copies),
+                ],
                 names=documents.DECISIONS.names,
             )
         )
@@ -79,13 +87,21 @@ def _with_duplicates(reasons: pa.Array, duplicates: DuplicateRows, n: int) -> pa
     return pa.ListArray.from_arrays(pa.array(offsets), joined.take(pa.array(order)))
 
 
-def _write_kept(config: DataConfig, out: Path, name: str, verdicts: pa.Table, kept: Any, copies: Any) -> tuple[int, dict[str, dict[str, list[int]]]]:
+def _write_kept(
+    config: DataConfig, out: Path, name: str, verdicts: pa.Table, kept: Any, copies: Any
+) -> tuple[int, dict[str, dict[str, list[int]]]]:
     """Rebuild T2 of the kept documents and write them in input order. Returns (rows, language -> tier -> [documents, bytes])."""
     rows = np.asarray(verdicts["document_row"])
     with_text = np.flatnonzero(rows >= 0)
     assert (rows[with_text] == np.arange(len(with_text))).all(), "documents/ and measurements/ are in the same order"
-    keep, tier, copy_count = kept[with_text], np.array(verdicts["tier"].to_pylist(), dtype=object)[with_text], copies[with_text]
-    perplexity = np.asarray(read_table(out / "measurements" / f"{name}.parquet", ["perplexity"])["perplexity"])[with_text]
+    keep, tier, copy_count = (
+        kept[with_text],
+        np.array(verdicts["tier"].to_pylist(), dtype=object)[with_text],
+        copies[with_text],
+    )
+    perplexity = np.asarray(read_table(out / "measurements" / f"{name}.parquet", ["perplexity"])["perplexity"])[
+        with_text
+    ]
     first = 0
     kept_by: dict[str, dict[str, list[int]]] = {}
     with table_writer(out / "kept" / f"{name}.parquet", documents.KEPT) as writer:
@@ -97,7 +113,9 @@ def _write_kept(config: DataConfig, out: Path, name: str, verdicts: pa.Table, ke
                 places = chosen + first
                 spans = pa.ListArray.from_arrays(
                     pa.array(protected.row_offsets(len(t2)).astype(np.int32)),
-                    pa.StructArray.from_arrays([pa.array(protected.start), pa.array(protected.end)], names=[item.name for item in SPAN]),
+                    pa.StructArray.from_arrays(
+                        [pa.array(protected.start), pa.array(protected.end)], names=[item.name for item in SPAN]
+                    ),
                 )
                 columns = {
                     **{column: part[column] for column in ("id", "url", "lang", "source", "task")},

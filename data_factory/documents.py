@@ -15,46 +15,59 @@ ROWS_PER_GROUP = 512
 
 SPAN = pa.struct([("start", pa.int32()), ("end", pa.int32())])
 RULE_SPAN = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("rule", pa.string()), ("value", pa.float32())])
-REASON = pa.struct([("rule", pa.string()), ("value", pa.float64()), ("threshold", pa.float64()), ("winner", pa.string())])
+REASON = pa.struct(
+    [("rule", pa.string()), ("value", pa.float64()), ("threshold", pa.float64()), ("winner", pa.string())]
+)
 
 # T1 of every document that was read to the end of DP, dropped ones included.
-DOCUMENTS = pa.schema([
-    ("id", pa.string()),
-    ("url", pa.string()),
-    ("source", pa.string()),
-    ("lang", pa.string()),
-    ("text", pa.large_string()),
-    ("protected", pa.list_(SPAN)),  # code, formulas: byte ranges of T1
-    ("spans", pa.list_(RULE_SPAN)),  # candidate cuts and private data: byte ranges of T1
-    ("prompt_bytes", pa.int32()),  # supervised documents: T1[:prompt_bytes] is the prompt; else 0
-    ("task", pa.string()),  # supervised documents: the task type; else ""
-])
+DOCUMENTS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("url", pa.string()),
+        ("source", pa.string()),
+        ("lang", pa.string()),
+        ("text", pa.large_string()),
+        ("protected", pa.list_(SPAN)),  # code, formulas: byte ranges of T1
+        ("spans", pa.list_(RULE_SPAN)),  # candidate cuts and private data: byte ranges of T1
+        ("prompt_bytes", pa.int32()),  # supervised documents: T1[:prompt_bytes] is the prompt; else 0
+        ("task", pa.string()),  # supervised documents: the task type; else ""
+    ]
+)
 
-QUARANTINE = pa.schema([("source", pa.string()), ("offset", pa.int64()), ("length", pa.int64()), ("error", pa.string())])
+QUARANTINE = pa.schema(
+    [("source", pa.string()), ("offset", pa.int64()), ("length", pa.int64()), ("error", pa.string())]
+)
 
-DECISIONS = pa.schema([
-    ("id", pa.string()),
-    ("url", pa.string()),
-    ("kept", pa.bool_()),
-    ("reasons", pa.list_(REASON)),
-    ("stage", pa.string()),  # the stage that dropped it: read, preprocess, score, rules, deduplicate, or "" when kept
-    ("tier", pa.string()),
-    ("copies", pa.int32()),  # kept documents: how many documents this one stands for, itself included
-])
+DECISIONS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("url", pa.string()),
+        ("kept", pa.bool_()),
+        ("reasons", pa.list_(REASON)),
+        (
+            "stage",
+            pa.string(),
+        ),  # the stage that dropped it: read, preprocess, score, rules, deduplicate, or "" when kept
+        ("tier", pa.string()),
+        ("copies", pa.int32()),  # kept documents: how many documents this one stands for, itself included
+    ]
+)
 
-KEPT = pa.schema([
-    ("id", pa.string()),
-    ("url", pa.string()),
-    ("text", pa.large_string()),
-    ("lang", pa.string()),
-    ("tier", pa.string()),
-    ("source", pa.string()),
-    ("task", pa.string()),
-    ("perplexity", pa.float32()),
-    ("copies", pa.int32()),
-    ("protected", pa.list_(SPAN)),  # byte ranges of T2
-    ("prompt_bytes", pa.int32()),  # of T2
-])
+KEPT = pa.schema(
+    [
+        ("id", pa.string()),
+        ("url", pa.string()),
+        ("text", pa.large_string()),
+        ("lang", pa.string()),
+        ("tier", pa.string()),
+        ("source", pa.string()),
+        ("task", pa.string()),
+        ("perplexity", pa.float32()),
+        ("copies", pa.int32()),
+        ("protected", pa.list_(SPAN)),  # byte ranges of T2
+        ("prompt_bytes", pa.int32()),  # of T2
+    ]
+)
 
 
 @contextmanager
@@ -74,7 +87,9 @@ class TableWriter:
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.schema = schema
         self.rows = 0
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=1, use_dictionary=True, write_statistics=False)
+        self._writer = pq.ParquetWriter(
+            path, schema, compression="zstd", compression_level=1, use_dictionary=True, write_statistics=False
+        )
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
 

@@ -38,7 +38,8 @@ _CODECS = {
     "euc-kr": "cp949",
     "utf-16": "utf-16-le",
     "iso-8859-8-i": "iso-8859-8",
-    "windows-1252": "cp1252", "x-mac-cyrillic": "mac-cyrillic",
+    "windows-1252": "cp1252",
+    "x-mac-cyrillic": "mac-cyrillic",
 }
 _ASCII_BASED = frozenset(
     {"iso-2022-jp", "hz", "utf-16-le", "utf-16-be"}

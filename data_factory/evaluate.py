@@ -13,7 +13,7 @@ Unqualified rate = documents that fail any metric / documents evaluated; `passed
 - informativeness: bits per character of the normalised text under the language model, times the share of distinct
   12-byte windows: templates are cheap for the model, repetition is not distinct, both say little per character;
 - readability: share of characters in garbled sequences, endless words and sentences
-  (`evaluate_detectors.unreadable_share`);
+  (`evaluate_measure.Texts.unreadable`);
 - language distribution: share of documents that language identification of T2 calls another language than the stored
   one;
 - topic distribution: topic = word list with the most distinct words; the largest share may not exceed a setting.
@@ -24,24 +24,25 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 from scipy.stats import beta
 
-from data_factory import evaluate_detectors as detectors
-from data_factory.batches import TextBatch
 from data_factory.config import DataConfig, Evaluation
-from data_factory.documents import read_batches, table_writer
+from data_factory.documents import read_batches, read_table, table_writer
+from data_factory.evaluate_measure import Checks, Row, measure
 from data_factory.perplexity import Scorer
 from ziya.files import write_json
 
+BATCH_ROWS, BATCH_BYTES = 512, 16 << 20  # measured together
+_COLUMNS = ["id", "url", "source", "text", "lang", "protected", "perplexity", "task"]
 LEVELS = {
     "privacy": 1,
     "toxic": 1,
@@ -71,29 +72,6 @@ FAILURES = pa.schema([
 ])  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Checks:
-    """Lexicons and settings of one evaluation."""
-
-    settings: Evaluation
-    toxic: detectors.Lexicon
-    advert: detectors.Lexicon
-
-
-@dataclass
-class _Row:
-    """What is kept of one evaluated document until the run's medians are known."""
-
-    identity: dict[str, str]
-    failures: list[tuple[str, float, float, int, int]]
-    lang: str
-    detected: str
-    topic: str
-    chars: int
-    perplexity: float
-    information: float
-
-
 def evaluate(kept_files: Sequence[Path], config: DataConfig, out: Path, scorer: Scorer | None) -> dict[str, Any]:
     """Evaluate a sample of the kept documents; writes `evaluation.json` and `failures.parquet` into `out` and returns
     the former.
@@ -106,14 +84,10 @@ def evaluate(kept_files: Sequence[Path], config: DataConfig, out: Path, scorer: 
     settings = config.evaluation
     sources = [source.name for source in config.sources if "evaluation" in source.steps]
     population, wanted = sample(kept_files, sources, settings, config.seed)
-    checks = _Checks(
-        settings,
-        detectors.lexicon("toxic", settings.toxic_lexicons),
-        detectors.lexicon("advert", settings.advert_lexicons),
-    )
-    rows: list[_Row] = []
+    checks = Checks.load(settings)
+    rows: list[Row] = []
     for table in _sampled(kept_files, wanted):
-        rows += _measure(table, config, checks, scorer)
+        rows += measure(table, config, checks, scorer)
     rows.sort(key=lambda row: (row.identity["id"], row.identity["source"]))
     thresholds = _relative(rows, settings)
     result = _verdict(rows, population, config, scorer, thresholds)
@@ -159,84 +133,36 @@ def batch_mask(table: pa.Table, sources: Sequence[str]) -> npt.NDArray[np.bool_]
 
 
 def _sampled(files: Sequence[Path], wanted: set[str]) -> Iterator[pa.Table]:
-    """The sampled rows; row groups without one are not read beyond their ids."""
-    columns = ["id", "url", "source", "text", "lang", "protected"]
+    """The sampled rows in batches, with the column `uncut`; row groups without one are not read beyond their ids."""
+    pending: list[pa.Table] = []
     for path in files:
+        uncut: pa.Array | None = None
         with pq.ParquetFile(path, memory_map=False) as file:
             for group in range(file.num_row_groups):
                 names = file.read_row_group(group, columns=["id"], use_threads=False)["id"].to_pylist()
-                mask = pa.array([name in wanted for name in names])
-                if any(name in wanted for name in names):
-                    yield file.read_row_group(group, columns=columns, use_threads=False).filter(mask)
+                mask = [name in wanted for name in names]
+                if any(mask):
+                    uncut = _uncut(path) if uncut is None else uncut
+                    table = file.read_row_group(group, columns=_COLUMNS, use_threads=False).filter(pa.array(mask))
+                    pending.append(table.append_column("uncut", pc.is_in(table["id"], value_set=uncut)))
+                    size = sum(part["text"].nbytes for part in pending)
+                    if sum(map(len, pending)) >= BATCH_ROWS or size >= BATCH_BYTES:
+                        yield pa.concat_tables(pending)
+                        pending = []
+    if pending:
+        yield pa.concat_tables(pending)
 
 
-# ---- measure
+def _uncut(kept: Path) -> pa.Array:
+    """Ids of the documents of a unit from which nothing was cut and in which nothing was masked: their T2 is T1."""
+    keys = kept.parent.parent / "keys" / kept.name
+    if not keys.is_file():
+        return pa.array([], pa.string())
+    table = read_table(keys, ["id", "cut_rules"])
+    return table["id"].filter(pc.equal(pc.list_value_length(table["cut_rules"]), 0)).combine_chunks()
 
 
-def _measure(table: pa.Table, config: DataConfig, checks: _Checks, scorer: Scorer | None) -> list[_Row]:
-    from data_factory.language import identify  # loads fastText
-
-    texts, langs = table["text"].to_pylist(), table["lang"].to_pylist()
-    batch = TextBatch.from_arrow(table["text"])
-    perplexity = bits = np.full(len(texts), np.nan, np.float32)
-    if scorer is not None:
-        perplexity, bits = scorer.measure(batch, langs)
-    detected = identify(batch, config.language)[0]
-    rows = []
-    for i, (text, protected) in enumerate(zip(texts, table["protected"].to_pylist(), strict=True)):
-        identity = {name: table[name][i].as_py() for name in ("id", "url", "source", "lang")}
-        prose = detectors.outside(text, [(span["start"], span["end"]) for span in protected or []])
-        information = float(bits[i]) * detectors.distinct_share(text) if not np.isnan(bits[i]) else math.nan
-        failures = [
-            *_hits(text, prose, checks),
-            *_thresholds(text, prose, langs[i], float(perplexity[i]), information, checks.settings),
-        ]
-        topic = detectors.topics().of(text)
-        rows.append(
-            _Row(identity, failures, langs[i], detected[i], topic, len(text), float(perplexity[i]), information)
-        )
-    return rows
-
-
-def _hits(text: str, prose: str, checks: _Checks) -> Iterator[tuple[str, float, float, int, int]]:
-    """Level 1: (metric, hits, 0, first byte, last byte) of each metric with a hit. Code and formulas are no prose, but
-    hold private data all the same."""
-    found = {
-        "privacy": detectors.privacy(text),
-        "toxic": checks.toxic.find(text),
-        "advert": checks.advert.find(prose),
-        "web_remnant": detectors.remnants(prose, detectors.page_lines()),
-    }
-    for metric, hits in found.items():
-        if hits:
-            start, end = min(hits)
-            yield metric, float(len(hits)), 0.0, len(text[:start].encode()), len(text[:end].encode())
-
-
-def _thresholds(
-    text: str, prose: str, lang: str, perplexity: float, information: float, settings: Evaluation
-) -> Iterator[tuple[str, float, float, int, int]]:
-    """Levels 2 and 3, as far as a document decides them alone."""
-    cap = settings.max_perplexity.get(lang)
-    if cap is not None and perplexity > cap:
-        yield "perplexity", perplexity, cap, -1, -1
-    least = settings.min_information.get(lang)
-    if least is not None and information < least:
-        yield "informativeness", information, least, -1, -1
-    most = settings.max_unreadable.get(lang)
-    if most is not None and (share := detectors.unreadable_share(prose)) > most:
-        yield "readability", share, most, -1, -1
-    if not settings.min_chars <= len(text) <= settings.max_chars:
-        yield (
-            "document_length",
-            float(len(text)),
-            float(settings.min_chars if len(text) < settings.min_chars else settings.max_chars),
-            -1,
-            -1,
-        )
-
-
-def _relative(rows: list[_Row], settings: Evaluation) -> dict[str, float]:
+def _relative(rows: list[Row], settings: Evaluation) -> dict[str, float]:
     """Add the failures against the sample's medians; returns the cap of perplexity per language."""
     caps = {}
     for lang in sorted({row.lang for row in rows}):
@@ -271,7 +197,7 @@ def needed(pass_mark: float, confidence: float) -> int | None:
 
 
 def _verdict(
-    rows: list[_Row], population: int, config: DataConfig, scorer: Scorer | None, caps: dict[str, float]
+    rows: list[Row], population: int, config: DataConfig, scorer: Scorer | None, caps: dict[str, float]
 ) -> dict[str, Any]:
     settings = config.evaluation
     total = len(rows)
@@ -316,7 +242,7 @@ def _verdict(
     }
 
 
-def _distributions(rows: list[_Row], config: DataConfig) -> tuple[dict[str, Any], list[str]]:
+def _distributions(rows: list[Row], config: DataConfig) -> tuple[dict[str, Any], list[str]]:
     """Language table and the warnings of the two distribution metrics."""
     settings = config.evaluation
     warnings: list[str] = []

@@ -15,7 +15,10 @@ from pathlib import Path
 
 import ahocorasick_rs
 import numpy as np
+import numpy.typing as npt
 
+from data_factory.batches import I64, U8
+from data_factory.evaluate_kernels import HEAD, word_hashes
 from ziya.errors import UserError
 
 FOLDER = Path(__file__).parent / "evaluation_lexicons"
@@ -23,7 +26,7 @@ Hits = list[tuple[int, int]]  # character ranges
 
 # ---- privacy: e-mail addresses, telephone and identity-card numbers, labelled messenger accounts
 
-_AT = re.compile(r"[@＠]|\s?[\[(（]\s?at\s?[\])）]\s?", re.IGNORECASE)
+_AT = re.compile(r"[@＠]|[\[(（]\s?[Aa][Tt]\s?[\])）]\s?")
 _LOCAL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._%+-]{0,62}[A-Za-z0-9_+-])?\Z")
 _DOMAIN = re.compile(
     r"(?:[A-Za-z0-9-]{1,63}(?:\.|\s?[\[(]dot[\])]\s?)){1,4}([A-Za-z]{2,24})(?![A-Za-z0-9-]|\.[A-Za-z0-9])",
@@ -58,26 +61,49 @@ _ACCOUNT = re.compile(
 _WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 
 
-def privacy(text: str) -> Hits:
+LEAST_DIGITS = 6  # of a telephone number
+
+
+def privacy(
+    text: str, runs: Sequence[tuple[int, ...]] | None = None, addresses: bool = True, accounts: bool = True
+) -> Hits:
     """E-mail addresses (also written with [at] and [dot]), telephone numbers, valid identity-card numbers, labelled
-    accounts."""
-    hits = [*_emails(text)]
-    if re.search(r"\d{4}", text):
-        hits += [m.span() for m in _PHONE.finditer(text) if not _FICTIONAL.search(m[0])]
-        hits += [
-            m.span()
-            for m in _CARD.finditer(text)
-            if "10X98765432"[sum(w * int(d) for w, d in zip(_WEIGHTS, m[0], strict=False)) % 11] == m[0][-1].upper()
-        ]
-    if re.search(r"QQ|企鹅|微信|WeChat|weixin|VX|V信", text, re.IGNORECASE):
+    accounts.
+
+    `runs`: (first, end, digits) of the places that may hold a number, see `evaluate_kernels.private`; None = anywhere.
+    `addresses`, `accounts`: whether there may be any.
+    """
+    hits = [*_emails(text)] if addresses else []
+    if runs is None:
+        runs = [(0, len(text), len(text))]
+    if runs and re.search(r"\d{4}", text):
+        for first, end, digits in runs:
+            stop = end + 2  # what the look-aheads see, and the X of an identity card
+            hits += [m.span() for m in _PHONE.finditer(text, first, stop) if not _FICTIONAL.search(m[0])]
+            if digits >= 17:
+                hits += [m.span() for m in _CARD.finditer(text, first, stop) if _valid_card(m[0])]
+    if accounts and _LABEL.search(text):
         hits += [m.span() for m in _ACCOUNT.finditer(text)]
     return sorted(hits)
 
 
+_LABEL = re.compile("QQ|企鹅|微信|WeChat|weixin|VX|V信", re.IGNORECASE)
+
+
+def _valid_card(number: str) -> bool:
+    """The check digit of GB 11643."""
+    return "10X98765432"[sum(w * int(d) for w, d in zip(_WEIGHTS, number, strict=False)) % 11] == number[-1].upper()
+
+
 def _emails(text: str) -> Iterator[tuple[int, int]]:
+    last = 0
     for at in _AT.finditer(text):
-        local = _LOCAL.search(text, max(0, at.start() - 64), at.start())
-        domain = _DOMAIN.match(text, at.end())
+        start = at.start()
+        if at[0] not in "@＠" and start > last and text[start - 1].isspace():  # name [at] host
+            start -= 1
+        last = at.end()
+        local = _LOCAL.search(text, max(0, start - 64), start)
+        domain = _DOMAIN.match(text, last)
         if local is None or domain is None or local[0].lower() in _ROLES or domain[1].lower() in _FILE_ENDINGS:
             continue
         if at[0] not in "@＠" and domain[0].count(".") + domain[0].lower().count("dot") == 0:
@@ -130,12 +156,26 @@ def remnants(text: str, lines: Mapping[str, bool]) -> Hits:
 
 
 class Lexicon:
-    """Phrases found anywhere (Latin ones only between word borders), in lower case."""
+    """Phrases found anywhere (Latin ones only between word borders), in lower case.
+
+    `plain`: lowering ASCII letters is enough to find all of them.
+    """
 
     def __init__(self, phrases: Sequence[str]) -> None:
         """`phrases`: lower case, no duplicates."""
         self.phrases = list(phrases)
+        self.plain = all(map(_is_plain, self.phrases))
         self._automaton = ahocorasick_rs.AhoCorasick(self.phrases, store_patterns=False) if self.phrases else None
+        self._bytes = _byte_automaton(self.phrases) if self.phrases and self.plain else None
+
+    def find_bytes(self, lower: U8) -> npt.NDArray[np.int64]:
+        """int64 [m, 2]: byte ranges of all hits in lowered documents (`evaluate_kernels.lowered`); needs `plain`."""
+        matches = self._bytes.find_matches_as_indexes(lower, overlapping=True) if self._bytes is not None else []
+        hits: npt.NDArray[np.int64] = np.array(matches, np.int64).reshape(-1, 3)[:, 1:]
+        word = _WORD_BYTES[lower]  # the last byte of the buffer stands behind a document, so that -1 is no word either
+        joined = (word[hits[:, 0] - 1] & word[hits[:, 0]]) | (word[hits[:, 1] - 1] & word[hits[:, 1]])
+        alone: npt.NDArray[np.int64] = hits[~joined]
+        return alone
 
     def find(self, text: str) -> Hits:
         """Character ranges of all hits, overlapping ones too, by their end."""
@@ -148,6 +188,20 @@ class Lexicon:
             if not (_joined(left, lower[start]) or _joined(lower[end - 1], right)):
                 hits.append((start, end))
         return hits
+
+
+_WORD_BYTES = np.array([byte < 128 and chr(byte).isalnum() for byte in range(256)])
+
+
+def _is_plain(phrase: str) -> bool:
+    """Whether no letter but ASCII ones has another case."""
+    return all(c.isascii() or c.upper() == c == c.lower() for c in phrase)
+
+
+def _byte_automaton(phrases: Sequence[str]) -> ahocorasick_rs.BytesAhoCorasick:
+    return ahocorasick_rs.BytesAhoCorasick(
+        [phrase.encode() for phrase in phrases], implementation=ahocorasick_rs.Implementation.DFA
+    )
 
 
 def _joined(left: str, right: str) -> bool:
@@ -183,21 +237,43 @@ def page_lines() -> dict[str, bool]:
     return {entry.removeprefix("~"): not entry.startswith("~") for entry in entries}
 
 
+@cache
+def page_hashes() -> npt.NDArray[np.uint64]:
+    """Sorted hashes of all words of `page_lines`."""
+    words = [word.encode() for word in page_lines()]
+    offsets = np.zeros(len(words) + 1, np.int64)
+    np.cumsum([len(word) for word in words], out=offsets[1:])
+    hashes: npt.NDArray[np.uint64] = np.sort(word_hashes(np.frombuffer(b"".join(words), np.uint8), offsets))
+    return hashes
+
+
 @dataclass(frozen=True)
 class Topics:
-    """A word list a topic."""
+    """A word list a topic: the topic with the most distinct words in the first HEAD characters, "other" below three
+    (the first of equals)."""
 
     names: tuple[str, ...]
     automaton: ahocorasick_rs.AhoCorasick
+    byte_automaton: ahocorasick_rs.BytesAhoCorasick
     owner: tuple[int, ...]
 
     def of(self, text: str) -> str:
-        """The topic with the most distinct words in the first 5,000 characters, "other" below three (the first of
-        equals)."""
-        head = text[:5000].lower()
+        """The topic of one text."""
         found = np.zeros(len(self.names), np.int64)
-        for number in {match[0] for match in self.automaton.find_matches_as_indexes(head, overlapping=False)}:
+        for number in {match[0] for match in self.automaton.find_matches_as_indexes(text[:HEAD].lower())}:
             found[self.owner[number]] += 1
+        return self._name(found)
+
+    def of_bytes(self, lower: U8, starts: I64) -> list[str]:
+        """The topics of lowered documents (`evaluate_kernels.lowered`, HEAD characters each)."""
+        matches = np.array(self.byte_automaton.find_matches_as_indexes(lower), np.int64).reshape(-1, 3)
+        doc = np.searchsorted(starts, matches[:, 1], side="right") - 1
+        words = np.unique(doc * len(self.owner) + matches[:, 0])
+        found = np.zeros((len(starts) - 1, len(self.names)), np.int64)
+        np.add.at(found, (words // len(self.owner), np.array(self.owner, np.int64)[words % len(self.owner)]), 1)
+        return [self._name(row) for row in found]
+
+    def _name(self, found: npt.NDArray[np.int64]) -> str:
         best = int(found.argmax())
         return self.names[best] if found[best] >= 3 else "other"
 
@@ -214,57 +290,18 @@ def topics() -> Topics:
             if word.strip():
                 words.append(word.strip())
                 owner.append(names.index(name))
-    return Topics(tuple(names), ahocorasick_rs.AhoCorasick(words, store_patterns=False), tuple(owner))
+    automaton = ahocorasick_rs.AhoCorasick(words, store_patterns=False)
+    return Topics(tuple(names), automaton, _byte_automaton(words), tuple(owner))
 
 
-# ---- readability and distinct content
+# ---- readability and distinct content (the rest of both is in `evaluate_kernels`)
 
+WINDOW = 12  # bytes whose repetition lowers informativeness
 _GARBLED = re.compile(
     "\ufffd|[ÂÃâ][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹Œ‘’“”•–—˜™š›œ]|锟斤拷?|烫烫烫|屯屯屯|ï»¿|[\ue000-\uf8ff]|[äåæçèé][\u0080-\u00bf][\u0080-\u00bf]|(?:&#\\d{2,5};)"
 )
-_SENTENCE = re.compile(r"[^.!?。！？；;…,，、\n]+")  # commas too: a long list is dull, not unreadable
-_LONG_WORD = re.compile(r"[A-Za-z]{45,}")
-LONGEST_SENTENCE = 600  # characters without any mark or line break
 
 
-def unreadable_share(text: str) -> float:
-    """Share of characters that a reader cannot use: ten a garbled sequence, sentences above LONGEST_SENTENCE, endless
-    words.
-
-    Code and formulas belong cut out of `text` before.
-    """
-    if not text:
-        return 0.0
-    bad = 10 * sum(1 for _ in _GARBLED.finditer(text))
-    bad += sum(len(m[0]) for m in _LONG_WORD.finditer(text))
-    if len(text) > LONGEST_SENTENCE:
-        bad += sum(len(m[0]) for m in _SENTENCE.finditer(text) if len(m[0]) > LONGEST_SENTENCE)
-    return min(1.0, bad / len(text))
-
-
-def distinct_share(text: str, width: int = 12) -> float:
-    """Distinct `width`-byte windows over all windows (1 = nothing repeats); 1 for texts shorter than a window."""
-    data = np.frombuffer(text.encode(), np.uint8).astype(np.uint64)
-    if len(data) < width:
-        return 1.0
-    count = len(data) - width + 1
-    keys = np.zeros(count, np.uint64)
-    for i in range(width):
-        keys = keys * np.uint64(0x9E3779B97F4A7C15) + data[i : i + count] + np.uint64(1)
-    return len(np.unique(keys)) / count
-
-
-_INLINE_CODE = re.compile(r"`[^`\n]{1,300}`")
-
-
-def outside(text: str, protected: Sequence[tuple[int, int]]) -> str:
-    """`text` with protected byte ranges and `inline code` blanked, character for character, so that positions stay."""
-    if not protected:
-        return _INLINE_CODE.sub(lambda match: " " * len(match[0]), text) if "`" in text else text
-    data = text.encode()
-    parts, last = [], 0
-    for start, end in protected:
-        parts.append(data[last:start].decode(errors="ignore"))
-        parts.append("".join("\n" if c == "\n" else " " for c in data[start:end].decode(errors="ignore")))
-        last = end
-    return outside("".join(parts) + data[last:].decode(errors="ignore"), ())
+def garbled(text: str) -> int:
+    """Sequences that only a wrong encoding or a lost character leaves."""
+    return sum(1 for _ in _GARBLED.finditer(text))

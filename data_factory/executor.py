@@ -111,7 +111,10 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process, connection in [*self._idle, *((process, connection) for connection, (process, _) in self._busy.items())]:
+        for process, connection in [
+            *self._idle,
+            *((process, connection) for connection, (process, _) in self._busy.items()),
+        ]:
             connection.close()
             process.kill()
             process.join()
@@ -124,7 +127,9 @@ class Pool:
         theirs.close()
         return process, ours
 
-    def map(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any, Usage | None]]:
+    def map(
+        self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]
+    ) -> Iterator[tuple[int, Any, Usage | None]]:
         """Yield (task number, result or WorkerDied, usage) as tasks end. A UserError of a worker is raised here."""
         waiting = list(range(len(tasks)))[::-1]
         while waiting or self._busy:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from data_factory import finish, run_state
 from data_factory.config import DataConfig
 from data_factory.documents import read_table
 from data_factory.rules import RULE, thresholds
 from ziya.errors import UserError
-from ziya.files import json_bytes, read_json
+from ziya.files import json_bytes
 
 
 def explain(out: Path, url: str | None, document_id: str | None, as_json: bool) -> str:
@@ -27,7 +28,9 @@ def explain(out: Path, url: str | None, document_id: str | None, as_json: bool) 
         for row in pc.indices_nonzero(pc.equal(names, wanted)).to_pylist():
             lives.append(life(config, out, path.stem, row))
     if not lives:
-        raise UserError(f"no document with {column} {wanted} in {out}: ids and URLs stand in {out}/decisions, damaged records in {out}/quarantine")
+        raise UserError(
+            f"no document with {column} {wanted} in {out}: ids and URLs stand in {out}/decisions, damaged records in {out}/quarantine"
+        )
     if as_json:
         return json_bytes(lives).decode().rstrip()
     return "\n\n".join(_text(item) for item in lives)
@@ -80,11 +83,18 @@ def _number(value: Any) -> str:
 
 def _text(found: dict[str, Any]) -> str:
     measured, decision = found["measurements"], found["decision"]
-    lines = [f"{measured['id']}  {measured['url']}", f"  read from {measured['file']} at byte {measured['offset']} ({measured['length']} bytes), source {measured['source']}"]
+    lines = [
+        f"{measured['id']}  {measured['url']}",
+        f"  read from {measured['file']} at byte {measured['offset']} ({measured['length']} bytes), source {measured['source']}",
+    ]
     if decision is None:
         lines.append("  not decided yet: the run did not reach its end")
     else:
-        verdict = f"KEPT, tier {decision['tier']}, stands for {decision['copies']} document(s)" if decision["kept"] else f"DROPPED at stage {decision['stage']}"
+        verdict = (
+            f"KEPT, tier {decision['tier']}, stands for {decision['copies']} document(s)"
+            if decision["kept"]
+            else f"DROPPED at stage {decision['stage']}"
+        )
         lines.append(f"  {verdict}")
         for reason in decision["reasons"]:
             parts = [f"  because {reason['rule']}"]
@@ -98,12 +108,27 @@ def _text(found: dict[str, Any]) -> str:
     named = {reason["rule"] for reason in decision["reasons"]} if decision else set()
     for item in found.get("would_fail", []):
         if item["rule"] not in named:
-            lines.append(f"  would also fail {item['rule']}: value {_number(item['value'])}, threshold {_number(item['threshold'])} (stage not reached)")
-    lines.append("  measurements: " + ", ".join(f"{name}={_number(value)}" for name, value in measured.items() if name not in ("id", "url", "file", "offset", "length", "source")))
+            lines.append(
+                f"  would also fail {item['rule']}: value {_number(item['value'])}, threshold "
+                f"{_number(item['threshold'])} (stage not reached)"
+            )
+    lines.append(
+        "  measurements: "
+        + ", ".join(
+            f"{name}={_number(value)}"
+            for name, value in measured.items()
+            if name not in ("id", "url", "file", "offset", "length", "source")
+        )
+    )
     for item in found.get("applied", []):
         lines.append(f"  cut or masked by {item['rule']} (value {_number(item['value'])}): {item['text']!r}")
     if found["text"] == "pruned":
         lines.append("  text: pruned")
     elif found["text"]:
-        lines += ["  --- before (T1) ---", found["text"]["before"], "  --- after (T2) ---", found["text"]["after"] if found["text"]["after"] != found["text"]["before"] else "(the same)"]
+        lines += [
+            "  --- before (T1) ---",
+            found["text"]["before"],
+            "  --- after (T2) ---",
+            found["text"]["after"] if found["text"]["after"] != found["text"]["before"] else "(the same)",
+        ]
     return "\n".join(lines)

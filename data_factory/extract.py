@@ -14,6 +14,7 @@ from resiliparse.extract.html2text import extract_plain_text
 
 from data_factory.config import Read
 from data_factory.encodings import decode_html, decode_text, sanitise
+from data_factory.formulas import END, START, mark_formulas
 from data_factory.sources.record import Record
 from data_factory.trafilatura_worker import ExtractTimeout, Trafilatura
 
@@ -29,7 +30,6 @@ __all__ = [
     "sanitise",
 ]
 
-START, END = "\x02", "\x03"
 _MARKS = re.compile("[\x02\x03]")
 _FORGED = re.compile(r"&#(?:[xX]0*[023](?![0-9a-fA-F])|0*[023](?![0-9]));?")
 # Elements that matter before parsing. Attributes are bounded and hold no angle bracket, which keeps the search linear
@@ -54,12 +54,12 @@ _MATH_SCRIPT = re.compile(r"type\s*=\s*[\"']?math/(?:tex|asciimath)", re.IGNOREC
 _BREAK = re.compile(r"<br\b", re.IGNORECASE)
 _BLOCK = re.compile(r"<(/?)(?:div|ul|ol|article|footer)(?=[\s>])", re.IGNORECASE)
 _LIST_TAG = re.compile(r"</?(?:ul|ol|li|menu|dir)(?=[\s>])", re.IGNORECASE)
-# resiliparse takes a text that is one character of three bytes for an icon of an icon font, and so loses <b>中</b>. A control
-# character beside it, removed afterwards, prevents that; the private use area, where icons are, is left to it.
+# resiliparse takes a text that is one character of three bytes for an icon of an icon font, and so loses <b>中</b>. A
+# control character beside it, removed afterwards, prevents that; the private use area, where icons are, is left to
+# it.
 _LONE = re.compile(r">([ \t\r\n]*(?:[\u0800-\ud7ff\uf900-\uffff]|&#[xX]?[0-9a-fA-F]{2,6};)[ \t\r\n]*)(?=<)")
 _BESIDE = "\x04"
 _FENCE = re.compile(r"^[ \t]{0,3}(`{3,}(?=[^`\n]*$)|~{3,})[^\n]*$", re.MULTILINE)
-_TEX_LIKE = re.compile(r"[\\^_={}]")
 # resiliparse takes every unnumbered list fewer than four levels below the body for navigation, with or without links
 # in it, and loses a tenth of the lines of hand-written pages so. Wrapped lists are deep enough; lists made of links
 # still fall by its other rule.
@@ -101,7 +101,7 @@ def extract(html: str, read: Read) -> str:
     if "&#" in html:
         html = _FORGED.sub("", html)
     if read.extractor == "trafilatura":
-        return _settle(Trafilatura.shared().extract(html, read.extract_seconds))
+        return mark_formulas(_settle(Trafilatura.shared().extract(html, read.extract_seconds)))
     if "/>" in html and _XHTML.search(html[:600]):
         html = _SELF_CLOSED.sub(r"<\1\2></\1>", html)
     html = html.replace(_BESIDE, "")
@@ -121,10 +121,8 @@ def extract(html: str, read: Read) -> str:
     if any(hint in html for hint in _HINTS) or ("<BODY" in html and any(hint.upper() in html for hint in _HINTS)):
         html = "".join(_marked(html))
         skip = _SKIP if any(hint in html for hint in _SKIP_HINTS) else None
-    text = extract_plain_text(
-        html, preserve_formatting=True, main_content=shallow, alt_texts=False, skip_elements=skip
-    )
-    return _settle(text.replace(_BESIDE, "") if lone else text)
+    text = extract_plain_text(html, preserve_formatting=True, main_content=shallow, alt_texts=False, skip_elements=skip)
+    return mark_formulas(_settle(text.replace(_BESIDE, "") if lone else text))
 
 
 def record_text(record: Record, read: Read) -> str:
@@ -231,38 +229,23 @@ def _protect(content: str) -> str:
 
 
 def mark_fences(text: str) -> str:
-    """Plain text or Markdown with marks around closed ``` and ~~~ fences (their lines included) and $$ formulas.
+    """Plain text or Markdown with marks around closed ``` and ~~~ fences (their lines included) and formulas
+    (`formulas.py`).
 
     Text that its reader marked already (MediaWiki) keeps those marks alone; all other text comes without marks from
     `decode_text` and the readers.
     """
     if START in text or END in text:
         return _settle(text)
-    if "```" not in text and "~~~" not in text and "$$" not in text:
-        return text
+    if "```" not in text and "~~~" not in text:
+        return mark_formulas(text)
     pieces = []
     at, opening = 0, None
     for fence in _FENCE.finditer(text):
         if opening is None:
             opening = fence
         elif fence[1][0] == opening[1][0] and len(fence[1]) >= len(opening[1]) and fence[0].strip() == fence[1]:
-            pieces += [_mark_formulas(text[at : opening.start()]), START, text[opening.start() : fence.end()], END]
+            pieces += [mark_formulas(text[at : opening.start()]), START, text[opening.start() : fence.end()], END]
             at, opening = fence.end(), None
-    return "".join([*pieces, _mark_formulas(text[at:])])
+    return "".join([*pieces, mark_formulas(text[at:])])
 
-
-def _mark_formulas(text: str) -> str:
-    """Mark $$ ... $$ that holds no blank line, is at most 2,000 characters long and has a character of TeX in it."""
-    parts = text.split("$$")
-    if len(parts) < 3:
-        return text
-    pieces, number = [parts[0]], 1
-    while number < len(parts):
-        inner = parts[number]
-        if number + 1 < len(parts) and 0 < len(inner) <= 2000 and "\n\n" not in inner and _TEX_LIKE.search(inner):
-            pieces += [f"{START}$${inner}$${END}", parts[number + 1]]
-            number += 2
-        else:
-            pieces.append("$$" + inner)
-            number += 1
-    return "".join(pieces)

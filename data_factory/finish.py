@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_factory import documents, measure
+from data_factory import measure
 from data_factory.batches import Spans, TextBatch
 from data_factory.config import DataConfig
 from data_factory.dedup import keys as dedup_keys
@@ -23,7 +23,7 @@ from data_factory.dedup import lines as dedup_lines
 from data_factory.dedup.url_keys import url_keys
 from data_factory.documents import read_batches, table_writer
 from data_factory.language import language_codes
-from data_factory.rules import RULE, RULES, cut, privacy, thresholds
+from data_factory.rules import RULES, cut, privacy, thresholds
 
 # The pseudo-rule of corpus-wide frequent lines; its threshold is dedup.lines.max_documents.
 LINE_RULE = len(RULES) + 1
@@ -75,7 +75,9 @@ class Limits:
 
     def applied(self, spans: Spans, codes: Any) -> Any:
         """bool [m]: which candidate spans pass their threshold."""
-        limit = self.limit[codes[spans.doc], spans.rule].astype(np.float32)  # values are float32: 0.2 measured must equal 0.2 configured
+        limit = self.limit[codes[spans.doc], spans.rule].astype(
+            np.float32
+        )  # values are float32: 0.2 measured must equal 0.2 configured
         with np.errstate(invalid="ignore"):
             return np.where(self.above[spans.rule], spans.value > limit, spans.value < limit) & ~np.isnan(limit)
 
@@ -106,7 +108,9 @@ def build(table: pa.Table, config: DataConfig, out: Path) -> tuple[TextBatch, Sp
     applied = spans.take(limits.applied(spans, codes) & allowed)
     masked = limits.masks[applied.rule]
     prompts = np.asarray(table["prompt_bytes"]).astype(np.int32)
-    t2, t2_protected, prompt_bytes = cut.build_positions(t1, protected, applied.take(~masked), applied.take(masked), privacy.mask_texts(), prompts)
+    t2, t2_protected, prompt_bytes = cut.build_positions(
+        t1, protected, applied.take(~masked), applied.take(masked), privacy.mask_texts(), prompts
+    )
     return t2, t2_protected, prompt_bytes, applied
 
 
@@ -137,7 +141,10 @@ def cut_texts(table: pa.Table, config: DataConfig, out: Path, rule: str) -> list
     masks = spans.take(np.array([RULES[number - 1].effect == "mask" for number in spans.rule], bool))
     for number, start, end in zip(applied.rule, applied.start, applied.end, strict=True):
         if span_rule_id(int(number)) == rule:
-            inside = any(start < mask_end and mask_start < end for mask_start, mask_end in zip(masks.start, masks.end, strict=True))
+            inside = any(
+                start < mask_end and mask_start < end
+                for mask_start, mask_end in zip(masks.start, masks.end, strict=True)
+            )
             shown.append("(holds private data)" if inside else raw[start:end].decode())
     return shown
 
@@ -183,7 +190,10 @@ def key_rows(table: pa.Table, t2: TextBatch, protected: Spans, applied: Spans, c
         signatures = dedup_keys.minhash(t2, codes, fuzzy)
         columns["minhash"] = pa.FixedSizeListArray.from_arrays(pa.array(signatures.reshape(-1)), fuzzy.permutations)
     schema = keys_schema(config)
-    return pa.table([pa.array(columns[name]) if isinstance(columns[name], np.ndarray) else columns[name] for name in schema.names], names=schema.names)
+    return pa.table(
+        [pa.array(columns[name]) if isinstance(columns[name], np.ndarray) else columns[name] for name in schema.names],
+        names=schema.names,
+    )
 
 
 def _applied_rules(applied: Spans, n: int) -> Iterator[list[str]]:

@@ -49,7 +49,9 @@ def repeated(out: Path, names: Sequence[str], partitions: int = 16) -> dict[str,
             occurrence = occurrence + 1 if position and same[position - 1] else 2
             row = table[position]
             base = format_ids(table["hi"][position : position + 1], table["lo"][position : position + 1])[0]
-            fixes.setdefault(names[int(row["unit"])], []).append((int(row["row"]), digest(f"{base}\0{occurrence}".encode())))
+            fixes.setdefault(names[int(row["unit"])], []).append(
+                (int(row["row"]), digest(f"{base}\0{occurrence}".encode()))
+            )
     return fixes
 
 

@@ -6,6 +6,7 @@ here) -> Traditional to Simplified = T1 -> features, lexicon hits, candidate spa
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections import Counter
@@ -22,7 +23,7 @@ import xxhash
 
 from data_factory import documents, extract, language, normalize
 from data_factory.batches import Spans, TextBatch
-from data_factory.config import DataConfig, Read, Source
+from data_factory.config import DataConfig, Source
 from data_factory.dedup import keys as dedup_keys
 from data_factory.dedup import lines as dedup_lines
 from data_factory.documents import table_writer
@@ -39,31 +40,40 @@ from ziya.files import atomic_path
 _HAN = re.compile("[\u3400-\u9fff]")
 BATCH_ROWS = 512
 BATCH_BYTES = 16 << 20
+MIN_BATCH_TO_BLAME = 8
 RULE_IDS = np.array(["", *(rule.id for rule in RULES)], dtype=object)
 
 # Columns that are not rule features. `document_row` is the row in documents/, -1 for records without T1.
-FIXED_COLUMNS = pa.schema([
-    ("id", pa.string()),
-    ("url", pa.string()),
-    ("source", pa.string()),
-    ("file", pa.string()),
-    ("key", pa.string()),
-    ("offset", pa.int64()),
-    ("length", pa.int64()),
-    ("date", pa.int64()),
-    ("document_row", pa.int32()),
-    ("drop", pa.string()),
-    ("drop_value", pa.float32()),
-    ("lang", pa.string()),
-    ("lang_score", pa.float32()),
-    ("url_domain", pa.float32()),
-    ("url_hard_words", pa.float32()),
-    ("url_soft_words", pa.float32()),
-    ("text_bytes", pa.int64()),
-    ("perplexity", pa.float32()),
-])
+FIXED_COLUMNS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("url", pa.string()),
+        ("source", pa.string()),
+        ("file", pa.string()),
+        ("key", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("date", pa.int64()),
+        ("document_row", pa.int32()),
+        ("drop", pa.string()),
+        ("drop_value", pa.float32()),
+        ("lang", pa.string()),
+        ("lang_score", pa.float32()),
+        ("url_domain", pa.float32()),
+        ("url_hard_words", pa.float32()),
+        ("url_soft_words", pa.float32()),
+        ("text_bytes", pa.int64()),
+        ("perplexity", pa.float32()),
+    ]
+)
 # Lexicon densities are measured by the span detectors; those that a rule compares are stored.
-HITS = tuple(dict.fromkeys(rule.feature for rule in RULES if rule.effect == "drop" and rule.text == "T1" and rule.feature not in statistics.FEATURES))
+HITS = tuple(
+    dict.fromkeys(
+        rule.feature
+        for rule in RULES
+        if rule.effect == "drop" and rule.text == "T1" and rule.feature not in statistics.FEATURES
+    )
+)
 FEATURE_COLUMNS = (*statistics.FEATURES, *HITS)
 MEASUREMENTS = pa.schema([*FIXED_COLUMNS, *((name, pa.float32()) for name in FEATURE_COLUMNS)])
 
@@ -90,7 +100,11 @@ class MeasureJob:
     def outputs(self) -> list[Path]:
         """All files this job writes."""
         parquet = [self.out / folder / f"{self.name}.parquet" for folder in ("documents", "measurements", "quarantine")]
-        return [*parquet, self.out / "work" / "lines" / f"{self.name}.npy", self.out / "work" / "characters" / f"{self.name}.npz"]
+        return [
+            *parquet,
+            self.out / "work" / "lines" / f"{self.name}.npy",
+            self.out / "work" / "characters" / f"{self.name}.npz",
+        ]
 
 
 @dataclass
@@ -138,17 +152,6 @@ def record_id(label: str, record: Record) -> str:
     return str(state.hexdigest())
 
 
-def record_text(record: Record, read: Read) -> str:
-    """T0 of a record, with U+0002 and U+0003 around protected spans."""
-    if isinstance(record.content, str):
-        return extract.mark_fences(record.content)
-    if record.is_html:
-        html, _ = extract.decode_html(record.content, record.charset)
-        return extract.extract(html, read)
-    text, _ = extract.decode_text(record.content, record.charset)
-    return extract.mark_fences(text)
-
-
 def count_records(job: MeasureJob) -> int:
     """How many records (damage included) the unit yields when it is only read; used to find one that kills its worker."""
     return sum(1 for _ in read_unit(job.unit, job.source, job.config.read, Counter()))
@@ -178,7 +181,10 @@ def measure_unit(job: MeasureJob) -> tuple[dict[str, Any], dict[str, Any]]:
     measurer.write_lines(paths[3])
     measurer.write_characters(paths[4])
     clock = measurer.clock
-    return {"counts": counts, "other": dict(sorted(measurer.counts.items()))}, {"cpu": dict(clock.cpu), "bytes": dict(clock.bytes)}
+    return {"counts": counts, "other": dict(sorted(measurer.counts.items()))}, {
+        "cpu": dict(clock.cpu),
+        "bytes": dict(clock.bytes),
+    }
 
 
 @dataclass(frozen=True)
@@ -248,12 +254,22 @@ class UnitMeasurer:
             try:
                 measured = self._commit(self._measure(whole, texts, prompts, fixed))
             except Exception:  # something in this batch breaks a measuring step: find out what, one record at a time
+                failed = 0
                 for i, record in enumerate(whole):
                     alone = {name: values[i : i + 1] for name, values in fixed.items()}
                     try:
                         measured += self._commit(self._measure([record], texts[i : i + 1], prompts[i : i + 1], alone))
                     except Exception as error:
-                        damages.append((record.offset, record.length, f"measuring failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"))
+                        failed += 1
+                        if failed == len(whole) >= MIN_BATCH_TO_BLAME:
+                            raise  # no record is to blame when all fail: this is a bug, and quarantine would hide it
+                        damages.append(
+                            (
+                                record.offset,
+                                record.length,
+                                f"measuring failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
+                            )
+                        )
         if damages:
             columns = list(zip(*damages, strict=True))
             arrays = [pa.array([self.job.unit.label] * len(damages)), *(pa.array(column) for column in columns)]
@@ -267,7 +283,16 @@ class UnitMeasurer:
         self.characters.update(dict(zip(measured.points.tolist(), measured.counts.tolist(), strict=True)))
         return measured.tables
 
-    def _extract(self, records: list[Record], damages: list[tuple[int, int, str]]) -> tuple[list[str], list[str], list[Record]]:
+    @staticmethod
+    def _test_hook(text: str) -> None:
+        """Tests plant a word that kills the worker, as a crash in C code would."""
+        deadly = os.environ.get("ZIYA_TEST_DEADLY_WORD")
+        if deadly and deadly in text:
+            os.kill(os.getpid(), 9)
+
+    def _extract(
+        self, records: list[Record], damages: list[tuple[int, int, str]]
+    ) -> tuple[list[str], list[str], list[Record]]:
         """T0 (and prompts) of the records that can be read; a record that fails alone goes to quarantine alone."""
         texts, prompts, whole = [], [], []
         size = 0
@@ -275,11 +300,18 @@ class UnitMeasurer:
             text = ""
             if not record.drop:
                 try:
-                    text = record_text(record, self.config.read)
+                    text = extract.record_text(record, self.config.read)
                 except Exception as error:  # one bad record never costs another
-                    damages.append((record.offset, record.length, f"extraction failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"))
+                    damages.append(
+                        (
+                            record.offset,
+                            record.length,
+                            f"extraction failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
+                        )
+                    )
                     continue
                 size += len(record.content)
+                self._test_hook(text)
             texts.append(text)
             prompts.append(record.prompt)
             whole.append(record)
@@ -293,7 +325,9 @@ class UnitMeasurer:
             return normalize.strip_marks(batch)
         return normalize.clean(batch, settings)
 
-    def _measure(self, records: list[Record], texts: list[str], prompts: list[str], fixed: dict[str, list[Any]]) -> Measured:
+    def _measure(
+        self, records: list[Record], texts: list[str], prompts: list[str], fixed: dict[str, list[Any]]
+    ) -> Measured:
         n = len(records)
         config, clock = self.config, self.clock
         clock.start()
@@ -343,7 +377,9 @@ class UnitMeasurer:
         row_numbers[alive] = self.document_rows + np.arange(len(alive), dtype=np.int32)
         tables: list[tuple[str, pa.Table]] = []
         if len(alive):
-            rows = document_table(fixed, self.source.name, records, alive, langs, batch, protected, spans, prompt_bytes[: len(alive)])
+            rows = document_table(
+                fixed, self.source.name, records, alive, langs, batch, protected, spans, prompt_bytes[: len(alive)]
+            )
             tables.append(("documents", rows))
         text_bytes = np.zeros(n, np.int64)
         text_bytes[alive] = batch.lengths()
@@ -360,21 +396,32 @@ class UnitMeasurer:
             **self.url_lists.measure(fixed["url"]),
             **{name: spread(features[name], alive, n, 0.0) for name in FEATURE_COLUMNS},
         }
-        tables.append(("measurements", pa.table([pa.array(everything[name]) for name in MEASUREMENTS.names], names=MEASUREMENTS.names)))
+        tables.append(
+            (
+                "measurements",
+                pa.table([pa.array(everything[name]) for name in MEASUREMENTS.names], names=MEASUREMENTS.names),
+            )
+        )
         clock.lap("tables", size)
         return Measured(tables, len(alive), lines, points, counts)
 
     def _identify(self, batch: TextBatch, prompts: list[str]) -> tuple[list[str], Any]:
         """Language of each document; of prompt and answer together where there is a prompt."""
         if any(prompts):
-            batch = TextBatch.from_strings([f"{prompt}\n{text}" for prompt, text in zip(prompts, batch.strings(), strict=True)])
+            batch = TextBatch.from_strings(
+                [f"{prompt}\n{text}" for prompt, text in zip(prompts, batch.strings(), strict=True)]
+            )
         langs, scores = language.identify(batch, self.config.language)
         if "language" not in self.source.steps:  # nothing is dropped here, but templates and thresholds need a language
             han = [bool(_HAN.search(text)) for text in batch.strings()]
-            langs = [("zh" if chinese else "en") if code == "und" else code for code, chinese in zip(langs, han, strict=True)]
+            langs = [
+                ("zh" if chinese else "en") if code == "und" else code for code, chinese in zip(langs, han, strict=True)
+            ]
         return langs, scores
 
-    def _join_prompts(self, batch: TextBatch, protected: Spans, prompts: list[str], codes: np.ndarray[Any, Any]) -> tuple[TextBatch, Spans, Any]:
+    def _join_prompts(
+        self, batch: TextBatch, protected: Spans, prompts: list[str], codes: np.ndarray[Any, Any]
+    ) -> tuple[TextBatch, Spans, Any]:
         """Supervised documents: normalise the prompts too, then join prompt and answer by the template."""
         asked, asked_spans = self._normalise(prompts, [])
         if self.config.normalize.to_simplified and "normalize" in self.source.steps:
@@ -389,9 +436,16 @@ class UnitMeasurer:
             joined.append(before + prompt + middle + answer + after)
             ends.append(start)
             for table, rows, shift in ((asked_spans, prompt_rows, head), (protected, answer_rows, start)):
-                spans += [(i, int(table.start[row]) + shift, int(table.end[row]) + shift) for row in range(rows[i], rows[i + 1])]
+                spans += [
+                    (i, int(table.start[row]) + shift, int(table.end[row]) + shift)
+                    for row in range(rows[i], rows[i + 1])
+                ]
         columns = np.array(spans, np.int32).reshape(-1, 3)
-        return TextBatch.from_strings(joined), Spans.plain(columns[:, 0], columns[:, 1], columns[:, 2]), np.array(ends, np.int32)
+        return (
+            TextBatch.from_strings(joined),
+            Spans.plain(columns[:, 0], columns[:, 1], columns[:, 2]),
+            np.array(ends, np.int32),
+        )
 
     def write_lines(self, path: Path) -> None:
         """Write the unit's line keys with their documents' content keys."""
@@ -422,7 +476,15 @@ def take(batch: TextBatch, spans: Spans, rows: Any) -> tuple[TextBatch, Spans]:
 
 
 def document_table(
-    fixed: dict[str, list[Any]], source: str, records: list[Record], alive: Any, langs: list[str], batch: TextBatch, protected: Spans, spans: Spans, prompt_bytes: Any
+    fixed: dict[str, list[Any]],
+    source: str,
+    records: list[Record],
+    alive: Any,
+    langs: list[str],
+    batch: TextBatch,
+    protected: Spans,
+    spans: Spans,
+    prompt_bytes: Any,
 ) -> pa.Table:
     """Rows of documents/ for the documents `alive` of a batch."""
     n = len(alive)
@@ -433,7 +495,9 @@ def document_table(
         if with_rule:
             fields += [pa.array(RULE_IDS[table.rule].tolist(), pa.string()), pa.array(table.value)]
             names += ["rule", "value"]
-        return pa.ListArray.from_arrays(pa.array(table.row_offsets(n).astype(np.int32)), pa.StructArray.from_arrays(fields, names=names))
+        return pa.ListArray.from_arrays(
+            pa.array(table.row_offsets(n).astype(np.int32)), pa.StructArray.from_arrays(fields, names=names)
+        )
 
     columns = {
         "id": pa.array([fixed["id"][i] for i in alive], pa.string()),

@@ -29,22 +29,36 @@ def pack_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps, 
         return {name: value for name, value in deciding.items() if name.startswith(prefixes)}
 
     wanted = {
-        source.name: identity("pack", decided, values("tokenizer.", "packing.", "seed", f"sources.{number}."), source.name) for number, source in enumerate(config.sources)
+        source.name: identity(
+            "pack", decided, values("tokenizer.", "packing.", "seed", f"sources.{number}."), source.name
+        )
+        for number, source in enumerate(config.sources)
     }
     done = {name: steps.markers.result(f"pack-{name}", "all", value) for name, value in wanted.items()}
     if any(result is None for result in done.values()):
         work = out / "work" / "tokens"
         tokens = {name: work / name for name in names}
         steps.each(
-            "tokenize", identity("tokenize", decided, values("tokenizer.")), packing.tokenize_unit, names,
-            lambda name: (out / "kept" / f"{name}.parquet", tokens[name], config.tokenizer.path, config.tokenizer.eos, config.tokenizer.pad),
+            "tokenize",
+            identity("tokenize", decided, values("tokenizer.")),
+            packing.tokenize_unit,
+            names,
+            lambda name: (
+                out / "kept" / f"{name}.parquet",
+                tokens[name],
+                config.tokenizer.path,
+                config.tokenizer.eos,
+                config.tokenizer.pad,
+            ),
             lambda name: packing.token_files(tokens[name]),
         )
         for source in config.sources:
             done[source.name] = {"value": _pack(config, out, source, list(tokens.values()), steps, wanted[source.name])}
         shutil.rmtree(out / "work" / "packing", ignore_errors=True)
     shutil.rmtree(out / "work" / "tokens", ignore_errors=True)
-    return {name: result["value"] for name, result in done.items() if result is not None and result["value"]["documents"]}
+    return {
+        name: result["value"] for name, result in done.items() if result is not None and result["value"]["documents"]
+    }
 
 
 def _pack(config: DataConfig, out: Path, source: Source, tokens: Sequence[Path], steps: Steps, wanted: str) -> Any:

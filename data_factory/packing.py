@@ -45,13 +45,15 @@ SUFFIXES = (".json", ".idx", ".bin", ".documents.parquet", ".dropped.parquet")
 BUCKET_TOKENS = 1 << 23  # 16 MB of uint16 or 32 MB of int32; changes the samples of `whole`, never those of `splice`
 TOO_LONG, LEFT_OUT = "packing.sequence_length", "sources.ratio"
 
-DROPPED = pa.schema([
-    ("id", pa.string()),
-    ("source", pa.string()),
-    ("rule", pa.string()),  # the setting that decided
-    ("value", pa.float64()),  # packing.sequence_length: tokens of the document with EOS
-    ("threshold", pa.float64()),
-])
+DROPPED = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("rule", pa.string()),  # the setting that decided
+        ("value", pa.float64()),  # packing.sequence_length: tokens of the document with EOS
+        ("threshold", pa.float64()),
+    ]
+)
 
 
 def token_files(out: Path) -> list[Path]:

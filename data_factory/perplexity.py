@@ -8,7 +8,7 @@ last).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,36 +76,52 @@ def check_model(language: str, path: str | Path, *, verify: bool = True) -> dict
 class Engine:
     """A KenLM model and its SentencePiece pieces, without a manifest.
 
-    Probing models are read by our kernels, other structures by the KenLM library; pieces and scores are equal bit for
-    bit.
+    Pieces come from our kernel where it covers the SentencePiece model, else from the library; both give the same
+    pieces. Scores come from the KenLM library. Equal lines of a call are scored once.
     """
 
     def __init__(self, model: Path, spm: Path, *, library: bool = False) -> None:
-        """Load both; `library` asks for the two C++ libraries in any case. UserError when a file is not what its name
-        says."""
+        """Load both; `library` asks for SentencePiece's own segmentation in any case. UserError when a file is not what
+        its name says."""
         try:
-            self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(spm))
-            probing = None if library else lm_kernels.ProbingModel.load(model)
-            self._library: Any = kenlm.Model(str(model)) if probing is None else None
-        except (OSError, RuntimeError) as error:
+            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(spm))
+            self._model: Any = kenlm.Model(str(model))
+            self._pieces = None if library else lm_kernels.Pieces.of(self._processor)
+        except (OSError, RuntimeError, ValueError) as error:
             message = " ".join(str(error).split())
             raise UserError(f"the language model {model} cannot be loaded ({message}): train it again") from error
-        self._kernel = None if probing is None else lm_kernels.Kernel(probing, lm_kernels.Pieces.of(self._pieces))
 
-    def score(self, data: U8, offsets: I64) -> tuple[npt.NDArray[np.float64], I64]:
-        """(log10 probability, pieces), both [m], of lines as in `lm_text.Lines`, each with sentence start and end."""
-        if self._kernel is not None:
-            return self._kernel.score(data, offsets)
-        score = self._library.score
+    def score(self, data: U8, offsets: I64, *, scored: bool = True) -> tuple[npt.NDArray[np.float64], I64]:
+        """(log10 probability, pieces), both [m], of lines as in `lm_text.Lines`, each with sentence start and end.
+
+        Without `scored` the pieces are counted and the probabilities stay 0.
+        """
+        data, offsets = np.ascontiguousarray(data), np.ascontiguousarray(offsets)
+        first = lm_kernels.first_lines(data, offsets)
+        chosen = np.flatnonzero(first == np.arange(len(first)))
+        if len(chosen) < len(first):
+            data, offsets = lm_kernels.take_lines(data, offsets, chosen)
+        logs, counts = self._score_all(data, offsets, scored)
+        place = np.searchsorted(chosen, first)
+        return logs[place], counts[place]
+
+    def _score_all(self, data: U8, offsets: I64, scored: bool) -> tuple[npt.NDArray[np.float64], I64]:
         logs, counts = np.zeros(len(offsets) - 1), np.zeros(len(offsets) - 1, np.int64)
-        first = 0
-        while first < len(logs):
-            last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _CHUNK_BYTES, side="right")) - 1)
-            lines = data[offsets[first] : offsets[last]].tobytes().decode().split("\n")[:-1]
-            encoded = self._pieces.encode(lines, out_type=str, num_threads=1)
-            logs[first:last] = [score(" ".join(pieces)) for pieces in encoded]
-            counts[first:last] = [len(pieces) for pieces in encoded]
-            first = last
+        score = self._model.score  # takes bytes as they are; True, True: sentence start and end, in one call of C++
+        begin = 0
+        while begin < len(logs):
+            end = max(begin + 1, int(np.searchsorted(offsets, offsets[begin] + _CHUNK_BYTES, side="right")) - 1)
+            if self._pieces is not None:
+                joined, counts[begin:end] = self._pieces.joined(data, offsets[begin : end + 1])
+                lines = joined.tobytes().split(b"\n")[:-1] if scored else []
+            else:
+                texts = data[offsets[begin] : offsets[end]].tobytes().decode().split("\n")[:-1]
+                encoded = self._processor.encode(texts, out_type=str, num_threads=1)
+                counts[begin:end] = [len(pieces) for pieces in encoded]
+                lines = [" ".join(pieces).encode() for pieces in encoded]
+            if scored:
+                logs[begin:end] = np.fromiter(map(score, lines), np.float64, end - begin)
+            begin = end
         return logs, counts
 
 
@@ -142,39 +158,76 @@ class Scorer:
         `langs` [n]: language codes. NaN where the language has no model or the document has no text. A document's value
         depends on its own text alone.
         """
-        return self.measure(t1, langs)[0]
+        return self._of_languages(t1, langs, lambda model, part, index: (_perplexity(*_lengths(model, part)),))[0]
 
-    def measure(self, t1: TextBatch, langs: Sequence[str]) -> tuple[F32, F32]:
-        """(perplexity, bits per character of normalised text), float32 [n] each, NaN as in `score`."""
+    def measure(self, t1: TextBatch, langs: Sequence[str], known: F32 | None = None) -> tuple[F32, F32]:
+        """(perplexity, bits per character of normalised text), float32 [n] each, NaN as in `score`.
+
+        `known` [n]: perplexities that `score` gave for these texts before, NaN where there is none; they are not
+        computed again.
+        """
+        before = np.full(len(t1), np.nan, np.float32) if known is None else known
+
+        def values(model: Engine, part: TextBatch, index: I64) -> tuple[F32, F32]:
+            perplexity = before[index].astype(np.float32)
+            length, chars = np.zeros(len(part), np.int64), np.zeros(len(part), np.int64)
+            for scored in (False, True):
+                rows = np.flatnonzero(np.isnan(perplexity) == scored)
+                if not len(rows):
+                    continue
+                total, length[rows], chars[rows] = _lengths(model, _take(part, rows), scored=scored, characters=True)
+                if scored:
+                    perplexity[rows] = _perplexity(total, length[rows], chars[rows])
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return perplexity, (np.log2(perplexity.astype(np.float64)) * length / chars).astype(np.float32)
+
+        perplexity, bits = self._of_languages(t1, langs, values)
+        return perplexity, bits
+
+    def _of_languages(
+        self, t1: TextBatch, langs: Sequence[str], values: Callable[[Engine, TextBatch, I64], tuple[F32, ...]]
+    ) -> tuple[F32, F32]:
+        """`values` of the documents of each language with a model, joined; NaN elsewhere."""
         if len(langs) != len(t1):
             raise ValueError(f"{len(t1)} documents but {len(langs)} languages")
-        perplexity = np.full(len(t1), np.nan, np.float32)
-        bits = np.full(len(t1), np.nan, np.float32)
+        result = np.full(len(t1), np.nan, np.float32), np.full(len(t1), np.nan, np.float32)
         codes = np.asarray(langs, dtype=object)
         for language, model in self._models.items():
             index = np.flatnonzero(codes == language)
             if len(index):
-                perplexity[index], bits[index] = _measure(model, t1 if len(index) == len(t1) else _take(t1, index))
-        return perplexity, bits
+                for column, found in zip(result, values(model, _take(t1, index), index), strict=False):
+                    column[index] = found
+        return result
 
 
-def _measure(model: Engine, t1: TextBatch) -> tuple[F32, F32]:
+def _lengths(
+    model: Engine, t1: TextBatch, *, scored: bool = True, characters: bool = False
+) -> tuple[npt.NDArray[np.float64], I64, I64]:
+    """(log10 probability, 0 unless `scored`; pieces and line ends; characters of normalised text, 0 unless asked)."""
     lines = lm_text.lm_lines(t1)
-    logs, tokens = model.score(lines.data, lines.offsets)
-    # bincount adds in line order, in float64: the same sum for a document in any batch.
-    total = np.bincount(lines.document, logs, len(t1))
-    length = np.bincount(lines.document, tokens + 1, len(t1))
-    starts = (lines.data & 0xC0) != 0x80  # first byte of every character; a line's newline stands for its end
-    characters = np.add.reduceat(starts, lines.offsets[:-1], dtype=np.int64) if len(lines) else np.zeros(0, np.int64)
-    chars = np.bincount(lines.document, characters, len(t1))
+    total: npt.NDArray[np.float64] = np.zeros(len(t1))
+    chars = np.zeros(len(t1), np.int64)
+    logs, tokens = model.score(lines.data, lines.offsets, scored=scored)
+    if scored:
+        # bincount adds in line order, in float64: the same sum for a document in any batch.
+        total = np.bincount(lines.document, logs, len(t1)).astype(np.float64)
+    length = np.bincount(lines.document, tokens + 1, len(t1)).astype(np.int64)
+    if characters and len(lines):
+        # first byte of every character; a line's newline stands for its end
+        counts = np.add.reduceat((lines.data & 0xC0) != 0x80, lines.offsets[:-1], dtype=np.int64)
+        chars = np.bincount(lines.document, counts, len(t1)).astype(np.int64)
+    return total, length, chars
+
+
+def _perplexity(total: npt.NDArray[np.float64], length: I64, _: I64) -> F32:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        perplexity = np.minimum(10.0 ** (-total / length), np.finfo(np.float32).max)
-        bits = -total * np.log2(10.0) / chars
-    return perplexity.astype(np.float32), bits.astype(np.float32)
+        return np.minimum(10.0 ** (-total / length), np.finfo(np.float32).max).astype(np.float32)
 
 
 def _take(batch: TextBatch, index: npt.NDArray[np.int64]) -> TextBatch:
-    """The documents at `index`, copied."""
+    """The documents at `index` (increasing), copied unless it is all."""
+    if len(index) == len(batch):
+        return batch
     parts = [batch.data[batch.offsets[i] : batch.offsets[i + 1]] for i in index]
     offsets = np.zeros(len(index) + 1, np.int64)
     np.cumsum(batch.lengths()[index], out=offsets[1:])

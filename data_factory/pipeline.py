@@ -64,11 +64,14 @@ def check(config: DataConfig) -> None:
     """Refuse what cannot work before any work is done."""
     scored = [source for source in config.sources if "scoring" in source.steps]
     if config.scoring.enabled and scored:
-        wanted = {source.language for source in scored if source.language} | (set(config.language.keep) if any(not source.language for source in scored) else set())
+        wanted = {source.language for source in scored if source.language} | (
+            set(config.language.keep) if any(not source.language for source in scored) else set()
+        )
         missing = sorted(wanted - set(config.scoring.models))
         if missing:
             raise UserError(
-                f"no language model for {', '.join(missing)}: train one with `ziya-data train-lm --lang {missing[0]} ...` and set scoring.models.{missing[0]}, "
+                f"no language model for {', '.join(missing)}: train one with `ziya-data train-lm --lang {missing[0]} "
+                f"...` and set scoring.models.{missing[0]}, "
                 f"take {missing[0]} out of language.keep, or set scoring.enabled=false"
             )
     spans.check_floors(thresholds(config.rules))
@@ -89,7 +92,12 @@ def measure_all(config: DataConfig, out: Path, todo: Sequence[units.Unit], steps
             steps.markers.finish("measure", job.name, steps.unit_identity(job), job.outputs(), results[job.name])
     frequent = out / "work" / "frequent_lines.bin"
     parts = [out / "work" / "lines" / f"{name}.npy" for name in names]
-    steps.once("lines", steps.state.measured, lambda: int(dedup_lines.merge(parts, config.dedup.lines.floor, out / "work", frequent, MEMORY_ROWS)), [frequent])
+    steps.once(
+        "lines",
+        steps.state.measured,
+        lambda: int(dedup_lines.merge(parts, config.dedup.lines.floor, out / "work", frequent, MEMORY_ROWS)),
+        [frequent],
+    )
     return names
 
 
@@ -105,37 +113,77 @@ def decide_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps
     documents = {rule.id: active[rule.id] for rule in RULES if rule.effect == "drop" and rule.id in active}
 
     finished = identity("finish", steps.state.measured, cuts_and_masks, values("dedup.lines."))
-    steps.each("finish", finished, finish.finish_unit, names, lambda name: (config, out, name), lambda name: [out / "keys" / f"{name}.parquet"])
+    steps.each(
+        "finish",
+        finished,
+        finish.finish_unit,
+        names,
+        lambda name: (config, out, name),
+        lambda name: [out / "keys" / f"{name}.parquet"],
+    )
 
     ranked = identity("rank", steps.state.measured, values("scoring.", "language.", "url."))
     cuts = steps.once("rank", ranked, lambda: rank(config, out, names))
 
     judged = identity("verdicts", finished, ranked, documents)
     cut_points = {group: tiers.Cut.from_dict(cut) for group, cut in cuts.items()}
-    stages = steps.each("verdicts", judged, verdicts.verdicts_unit, names, lambda name: (config, out, name, cut_points), lambda name: [out / "work" / "verdicts" / f"{name}.parquet"])
+    stages = steps.each(
+        "verdicts",
+        judged,
+        verdicts.verdicts_unit,
+        names,
+        lambda name: (config, out, name, cut_points),
+        lambda name: [out / "work" / "verdicts" / f"{name}.parquet"],
+    )
 
     competed = identity("deduplicate", judged, values("dedup."))
     duplicate_files = [out / "work" / "duplicates" / f"{name}.npz" for name in names]
-    duplicates = steps.once("deduplicate", competed, lambda: compete.deduplicate(config, out, names, MEMORY_ROWS), [*duplicate_files, out / "duplicates" / "pairs.parquet"])
+    duplicates = steps.once(
+        "deduplicate",
+        competed,
+        lambda: compete.deduplicate(config, out, names, MEMORY_ROWS),
+        [*duplicate_files, out / "duplicates" / "pairs.parquet"],
+    )
 
     decided = identity("decide", competed)
     kept = [out / "kept" / f"{name}.parquet" for name in names]
     decisions = steps.each(
-        "decide", decided, decide.decide_unit, names, lambda name: (config, out, name),
+        "decide",
+        decided,
+        decide.decide_unit,
+        names,
+        lambda name: (config, out, name),
         lambda name: [out / "decisions" / f"{name}.parquet", out / "kept" / f"{name}.parquet"],
     )
 
     evaluated = identity("evaluate", decided, values("evaluation.", "seed"))
-    verdict = steps.once("evaluate", evaluated, lambda: evaluation(config, out, kept), lambda: sorted((out / "evaluation").glob("*")))
+    verdict = steps.once(
+        "evaluate", evaluated, lambda: evaluation(config, out, kept), lambda: sorted((out / "evaluation").glob("*"))
+    )
     if config.packing.require_pass and verdict and not verdict["passed"]:
-        raise UserError(f"the evaluation did not pass (unqualified rate {verdict['unqualified_rate']:.4f}): tighten the rules with `ziya-data decide`, or set packing.require_pass=false")
+        raise UserError(
+            f"the evaluation did not pass (unqualified rate {verdict['unqualified_rate']:.4f}): tighten the rules "
+            "with `ziya-data decide`, or set packing.require_pass=false"
+        )
 
-    packs = pack.pack_all(config, out, names, steps, identity("pack", decided, values("tokenizer.", "packing.", "seed", "sources.")))
+    packs = pack.pack_all(
+        config, out, names, steps, identity("pack", decided, values("tokenizer.", "packing.", "seed", "sources."))
+    )
     remembered = identity("seen", decided, values("dedup.seen"))
-    steps.once("remember", remembered, lambda: compete.remember_urls(out / "urls.bloom", kept, config.dedup.seen_error_rate), [out / "urls.bloom"])
+    steps.once(
+        "remember",
+        remembered,
+        lambda: compete.remember_urls(out / "urls.bloom", kept, config.dedup.seen_error_rate),
+        [out / "urls.bloom"],
+    )
 
     measured = [steps.markers.result_of("measure", name) for name in names]
-    parts = {"measured": measured, "verdicts": [stages[name] for name in names], "duplicates": duplicates, "decisions": [decisions[name] for name in names]}
+    parts = {
+        "measured": measured,
+        "verdicts": [stages[name] for name in names],
+        "duplicates": duplicates,
+        "decisions": [decisions[name] for name in names],
+    }
     summary = reporting.summarise(config, out, parts, cuts, verdict, packs)
     reporting.write_timings(out, steps.markers)
     reporting.write_report(config, out, summary)

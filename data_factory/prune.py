@@ -31,11 +31,16 @@ def prune(out: Path) -> str:
                 for table in read_batches(path):
                     keep = pa.array(kept[first : first + table.num_rows])
                     count += table.num_rows - int(np.asarray(keep).sum())
-                    for name in ("text", "protected", "spans"):
-                        column = table[name].combine_chunks()
-                        blank = pa.nulls(len(column), column.type)
-                        table = table.set_column(table.schema.get_field_index(name), name, pc.if_else(keep, column, blank))
-                    writer.write(table)
+                    writer.write(_blank(table, keep))
                     first += table.num_rows
             after += path.stat().st_size
     return f"pruned the texts of {count} dropped documents in {out}: documents/ shrank from {before / 1e6:.1f} to {after / 1e6:.1f} MB"
+
+
+def _blank(table: pa.Table, keep: pa.Array) -> pa.Table:
+    """Rows of documents/ with null texts and spans where `keep` is false."""
+    for name in ("text", "protected", "spans"):
+        column = table[name].combine_chunks()
+        chosen = pc.if_else(keep, column, pa.nulls(len(column), column.type))
+        table = table.set_column(table.schema.get_field_index(name), name, chosen)
+    return table

@@ -30,7 +30,11 @@ def setting_values(config: DataConfig, phase: str) -> dict[str, Any]:
     for name, field, value in settings.leaves(config):
         if settings.phase(field) != phase or name.endswith(".paths"):
             continue
-        values[name] = _content(name, value) if settings.is_file(field) else value
+        value = _content(name, value) if settings.is_file(field) else value
+        if isinstance(value, dict):  # one entry a key, so that a change is named by its key
+            values |= {f"{name}.{key}": item for key, item in sorted(value.items())}
+        else:
+            values[name] = value
     return values
 
 
@@ -144,16 +148,23 @@ class RunState:
             changed = settings.changes(old["measuring"], measuring)
             changed += [f"input {line}" for line in settings.changes(old["inputs"], listed)]
             if changed:
-                raise UserError(f"{self.out} was made with other settings or input ({'; '.join(changed[:8])}): use another --output, or --restart to start over")
+                raise UserError(
+                    f"{self.out} was made with other settings or input ({'; '.join(changed[:8])}): use another "
+                    "--output, or --restart to start over"
+                )
             changed = settings.changes(old["deciding"], deciding)
             if changed:
                 raise UserError(
-                    f"{self.out} was decided with other settings ({'; '.join(changed[:8])}): change them back, use `ziya-data decide {self.out} key=value`, "
+                    f"{self.out} was decided with other settings ({'; '.join(changed[:8])}): change them back, use "
+                    f"`ziya-data decide {self.out} key=value`, "
                     "another --output, or --restart to start over"
                 )
         self.measured = identity(measuring, listed)
         self.unit_settings = identity(measuring)
-        write_json(path, {"config": _relocated(config, self.out), "measuring": measuring, "deciding": deciding, "inputs": listed})
+        write_json(
+            path,
+            {"config": _relocated(config, self.out), "measuring": measuring, "deciding": deciding, "inputs": listed},
+        )
 
     def decided_config(self, overrides: list[str]) -> DataConfig:
         """The stored config with deciding overrides applied; measuring ones are refused by name. Stores the result."""
@@ -162,16 +173,28 @@ class RunState:
         asked = settings.parse(DataConfig, raw, f"{self.out} with {' '.join(overrides)}")
         given = {override.partition("=")[0].strip() for override in overrides}
         config = _with_paths(asked, self.out, given)
-        measuring = setting_values(config, settings.MEASURING) | {key: stored["measuring"][key] for key in ("(format)", "--limit")}
+        measuring = setting_values(config, settings.MEASURING) | {
+            key: stored["measuring"][key] for key in ("(format)", "--limit")
+        }
         changed = settings.changes(stored["measuring"], measuring)
         if changed:
             names = "; ".join(changed)
-            raise UserError(f"decide cannot change measuring settings ({names}): they shape what was measured; use `ziya-data run` with another --output")
+            raise UserError(
+                f"decide cannot change measuring settings ({names}): they shape what was measured; use `ziya-data "
+                "run` with another --output"
+            )
         self.measured = identity(measuring, stored["inputs"])
         self.unit_settings = identity(measuring)
-        changed = [name for name in settings.changes(stored["deciding"], setting_values(config, settings.DECIDING)) if not name.startswith(_AFTER_DECISIONS)]
+        changed = [
+            name
+            for name in settings.changes(stored["deciding"], setting_values(config, settings.DECIDING))
+            if not name.startswith(_AFTER_DECISIONS)
+        ]
         if changed and (self.work / "pruned").exists():
-            raise UserError(f"{self.out} was pruned: the texts of its dropped documents are gone, so {'; '.join(changed)} cannot be decided again; run with another --output")
+            raise UserError(
+                f"{self.out} was pruned: the texts of its dropped documents are gone, so {'; '.join(changed)} cannot "
+                "be decided again; run with another --output"
+            )
         deciding = setting_values(config, settings.DECIDING)
         if deciding != stored["deciding"]:
             (self.out / "summary.json").unlink(missing_ok=True)  # until the new decisions are whole there is no result

@@ -27,7 +27,7 @@ BUFFER_BYTES = 32 << 20  # rows that are collected before they are spread over t
 PACK, RATIO = 0, 1  # states of a row: goes into the pack; left out by the ratio
 
 
-@numba.vectorize(["uint64(uint64)"], cache=True)
+@numba.vectorize(cache=True)
 def finish(value):  # type: ignore[no-untyped-def]
     """Finaliser of splitmix64 on each uint64: spreads every input bit over all output bits."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

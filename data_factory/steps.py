@@ -15,7 +15,7 @@ from data_factory.executor import Pool, Usage, WorkerDied, measured
 from data_factory.measure import MeasureJob
 from data_factory.run_state import RunState
 from ziya.errors import UserError
-from ziya.files import file_digest, json_bytes
+from ziya.files import file_digest, json_bytes, remove_temporaries
 from ziya.manifest import identity
 from ziya.progress import Progress, log
 
@@ -37,7 +37,9 @@ class Steps:
     def __exit__(self, *error: object) -> None:
         self.pool.__exit__(*error)
 
-    def _record(self, step: str, key: str, wanted: str, outputs: Sequence[Path], result: Any, usage: Usage, sub: Any = None) -> None:
+    def _record(
+        self, step: str, key: str, wanted: str, outputs: Sequence[Path], result: Any, usage: Usage, sub: Any = None
+    ) -> None:
         self.markers.finish(step, key, wanted, outputs, result)
         size = sum(path.stat().st_size for path in outputs)
         self.markers.timing(step, key, {**asdict(usage), "bytes": size, **({"sub": sub} if sub else {})})
@@ -46,7 +48,13 @@ class Steps:
             if self._kill_after == 0:
                 os.kill(os.getpid(), 9)
 
-    def once(self, step: str, wanted: str, function: Callable[[], Any], outputs: Sequence[Path] | Callable[[], Sequence[Path]] = ()) -> Any:
+    def once(
+        self,
+        step: str,
+        wanted: str,
+        function: Callable[[], Any],
+        outputs: Sequence[Path] | Callable[[], Sequence[Path]] = (),
+    ) -> Any:
         """A global step: run here, once per identity."""
         found = self.markers.result(step, "all", wanted)
         if found is not None:
@@ -59,7 +67,13 @@ class Steps:
         return canonical(value)
 
     def each(
-        self, step: str, wanted: str, function: Callable[..., Any], names: Sequence[str], arguments: Callable[[str], tuple[Any, ...]], outputs: Callable[[str], Sequence[Path]]
+        self,
+        step: str,
+        wanted: str,
+        function: Callable[..., Any],
+        names: Sequence[str],
+        arguments: Callable[[str], tuple[Any, ...]],
+        outputs: Callable[[str], Sequence[Path]],
     ) -> dict[str, Any]:
         """A step per unit: run by the workers, every unit once per identity. Returns unit name -> result."""
         results = {name: self.markers.result(step, name, wanted) for name in names}
@@ -69,7 +83,10 @@ class Steps:
                 for number, value, usage in self.pool.map(function, [arguments(name) for name in todo]):
                     name = todo[number]
                     if isinstance(value, WorkerDied):
-                        raise UserError(f"step {step} lost its worker on unit {name} ({value.cause}): free memory or use fewer --workers, then run again")
+                        raise UserError(
+                            f"step {step} lost its worker on unit {name} ({value.cause}): free memory or use fewer "
+                            "--workers, then run again"
+                        )
                     assert usage is not None
                     self._record(step, name, wanted, outputs(name), value, usage)
                     results[name] = canonical(value)
@@ -97,21 +114,37 @@ class Steps:
                     self._record("measure", job.name, wanted[job.name], job.outputs(), counted, usage, clock)
                     results[job.name] = canonical(counted)
                     bar.advance()
+                if again:
+                    remove_temporaries(self.out)  # of the dead; nobody works at this moment
                 todo = [job if deaths[job.name] < 2 else self._without_killers(job) for job in again]
         return results
 
     def unit_identity(self, job: MeasureJob) -> str:
         """Identity of one unit's measurements: measuring settings, range and bytes."""
         unit = job.unit
-        return identity(self.state.unit_settings, unit.source, unit.label, unit.start, unit.end, unit.limit, file_digest_cached(unit.path))
+        return identity(
+            self.state.unit_settings,
+            unit.source,
+            unit.label,
+            unit.start,
+            unit.end,
+            unit.limit,
+            file_digest_cached(unit.path),
+        )
 
     def _without_killers(self, job: MeasureJob) -> MeasureJob:
         """Find the records that kill a worker by halving the unit; return the job with them as poison."""
         if job.poison:
-            raise UserError(f"unit {job.name} of {job.unit.label} kills its worker even without records {list(job.poison)}: free memory or lower read.unit_bytes")
+            raise UserError(
+                f"unit {job.name} of {job.unit.label} kills its worker even without records {list(job.poison)}: free "
+                "memory or lower read.unit_bytes"
+            )
         (_, count, _), *_ = self.pool.map(measure.count_records, [(job,)])
         if isinstance(count, WorkerDied):
-            raise UserError(f"reading unit {job.name} of {job.unit.label} kills its worker ({count.cause}): lower read.record_limit_bytes, or remove the file")
+            raise UserError(
+                f"reading unit {job.name} of {job.unit.label} kills its worker ({count.cause}): lower "
+                "read.record_limit_bytes, or remove the file"
+            )
         found: list[int] = []
         ranges = [(0, count)]
         while ranges:
@@ -128,7 +161,9 @@ class Steps:
                     ranges += [(first, middle), (middle, last)]
         log(f"measure: {len(found)} record(s) of {job.unit.label} that kill their worker are quarantined")
         if not found:
-            raise UserError(f"workers die on unit {job.name} of {job.unit.label}, but no single record does it: free memory or use fewer --workers")
+            raise UserError(
+                f"workers die on unit {job.name} of {job.unit.label}, but no single record does it: free memory or use fewer --workers"
+            )
         return replace(job, poison=tuple(sorted(found)))
 
 

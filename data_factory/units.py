@@ -183,10 +183,8 @@ def _expand(source: Source, warnings: list[str]) -> list[_Input]:
     for path, (number, label, named) in found.items():
         known = format_of(label)
         plain_name = not PurePosixPath(label).suffix
-        if source.format == "auto":
-            chosen = known
-        else:
-            chosen = source.format if named or known == source.format or plain_name else None
+        fits = named or known == source.format or plain_name
+        chosen = known if source.format == "auto" else (source.format if fits else None)
         if chosen is None and named:
             raise UserError(
                 f"source {source.name}: the name of {label} does not tell its format; "

@@ -20,14 +20,16 @@ from data_factory.rules import RULES, thresholds
 
 STAGES = ("read", "preprocess", "score", "rules", "deduplicate")
 TIERS = ("high", "medium", "low", "unranked")
-VERDICTS = pa.schema([
-    ("id", pa.string()),
-    ("url", pa.string()),
-    ("document_row", pa.int32()),
-    ("stage", pa.string()),
-    ("tier", pa.string()),
-    ("reasons", pa.list_(REASON)),
-])
+VERDICTS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("url", pa.string()),
+        ("document_row", pa.int32()),
+        ("stage", pa.string()),
+        ("tier", pa.string()),
+        ("reasons", pa.list_(REASON)),
+    ]
+)
 
 
 @dataclass
@@ -99,7 +101,11 @@ def preprocess_reasons(config: DataConfig, table: Table, reasons: Reasons) -> An
     reasons.add(low, "language.min_score", column["lang_score"], score)
     failed = low.copy()
     url = config.url
-    for rule, name, limit in (("url.domain", "url_domain", int(url.domain)), ("url.hard_words", "url_hard_words", url.hard_words), ("url.soft_words", "url_soft_words", url.soft_words)):
+    for rule, name, limit in (
+        ("url.domain", "url_domain", int(url.domain)),
+        ("url.hard_words", "url_hard_words", url.hard_words),
+        ("url.soft_words", "url_soft_words", url.soft_words),
+    ):
         if limit:
             hit = alive & (column[name] >= limit)
             reasons.add(hit, rule, column[name], limit)
@@ -110,15 +116,21 @@ def preprocess_reasons(config: DataConfig, table: Table, reasons: Reasons) -> An
 def ranked_rows(config: DataConfig, table: Table, past: Any) -> tuple[Any, Any]:
     """(bool [n]: rows that are ranked; object [n]: their ranking group). Rows past DP of sources that are scored, with a perplexity."""
     column = table.columns
-    ranked = past & _steps(config, column["source"], "scoring") & ~np.isnan(column["perplexity"]) & config.scoring.enabled
+    ranked = (
+        past & _steps(config, column["source"], "scoring") & ~np.isnan(column["perplexity"]) & config.scoring.enabled
+    )
     if config.scoring.ranking_group == "language":
         groups = column["lang"]
     else:
-        groups = np.array([f"{source}/{lang}" for source, lang in zip(column["source"], column["lang"], strict=True)], dtype=object)
+        groups = np.array(
+            [f"{source}/{lang}" for source, lang in zip(column["source"], column["lang"], strict=True)], dtype=object
+        )
     return ranked, groups
 
 
-def score_reasons(config: DataConfig, table: Table, past: Any, cuts: dict[str, tiers.Cut], reasons: Reasons) -> tuple[Any, Any]:
+def score_reasons(
+    config: DataConfig, table: Table, past: Any, cuts: dict[str, tiers.Cut], reasons: Reasons
+) -> tuple[Any, Any]:
     """Add the reasons of AS; (bool [n] rows that pass, int8 [n] tier codes into TIERS)."""
     column = table.columns
     ranked, groups = ranked_rows(config, table, past)
@@ -131,7 +143,10 @@ def score_reasons(config: DataConfig, table: Table, past: Any, cuts: dict[str, t
         boundary[groups == group] = cut.medium[0] if cut.medium else np.nan
     failed = ranked & (codes == 2)
     reasons.add(failed, "scoring.medium", perplexity, boundary)
-    for rule, limits, below in (("scoring.max_perplexity", config.scoring.max_perplexity, False), ("scoring.min_perplexity", config.scoring.min_perplexity, True)):
+    for rule, limits, below in (
+        ("scoring.max_perplexity", config.scoring.max_perplexity, False),
+        ("scoring.min_perplexity", config.scoring.min_perplexity, True),
+    ):
         for language, limit in limits.items():
             outside = perplexity < limit if below else perplexity > limit
             hit = ranked & (column["lang"] == language) & outside
@@ -165,7 +180,9 @@ def columns_needed() -> tuple[list[str], list[str]]:
     """(measurement columns, keys columns) that verdicts read."""
     features = [rule.feature for rule in RULES if rule.effect == "drop" and rule.text == "T1"]
     finals = [rule.feature for rule in RULES if rule.effect == "drop" and rule.text == "T2"]
-    return list(dict.fromkeys(["id", "url", "date", "perplexity", *DP_COLUMNS, *features])), list(dict.fromkeys(["final_chars", *finals]))
+    return list(dict.fromkeys(["id", "url", "date", "perplexity", *DP_COLUMNS, *features])), list(
+        dict.fromkeys(["final_chars", *finals])
+    )
 
 
 def verdicts_unit(config: DataConfig, out: Path, name: str, cuts: dict[str, tiers.Cut]) -> dict[str, Any]:
@@ -203,7 +220,14 @@ def verdicts_unit(config: DataConfig, out: Path, name: str, cuts: dict[str, tier
         names, counts = np.unique(table.columns["lang"][codes == code].astype(str), return_counts=True)
         for language, count in zip(names.tolist(), counts.tolist(), strict=True):
             ranks.setdefault(language, {})[TIERS[code]] = count
-    return {"tiers": ranks, "rows": table.rows, "read": int((stage != "read").sum()), "preprocess": int(past_dp.sum()), "score": int(past_as.sum()), "rules": int(past_rf.sum())}
+    return {
+        "tiers": ranks,
+        "rows": table.rows,
+        "read": int((stage != "read").sum()),
+        "preprocess": int(past_dp.sum()),
+        "score": int(past_as.sum()),
+        "rules": int(past_rf.sum()),
+    }
 
 
 def reason_lists(reasons: Reasons, n: int) -> pa.Array:
@@ -212,7 +236,10 @@ def reason_lists(reasons: Reasons, n: int) -> pa.Array:
         return pa.array([[]] * n, pa.list_(REASON))
     rows = np.concatenate(reasons.rows)
     order = np.argsort(rows, kind="stable")
-    names = pa.DictionaryArray.from_arrays(np.repeat(np.arange(len(reasons.rules), dtype=np.int32), [len(part) for part in reasons.rows])[order], reasons.rules)
+    names = pa.DictionaryArray.from_arrays(
+        np.repeat(np.arange(len(reasons.rules), dtype=np.int32), [len(part) for part in reasons.rows])[order],
+        reasons.rules,
+    )
     limits = np.concatenate(reasons.limits)[order]
     fields = [
         names.cast(pa.string()),
@@ -221,4 +248,6 @@ def reason_lists(reasons: Reasons, n: int) -> pa.Array:
         pa.nulls(len(rows), pa.string()),
     ]
     offsets = np.searchsorted(rows[order], np.arange(n + 1)).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.StructArray.from_arrays(fields, names=[item.name for item in REASON]))
+    return pa.ListArray.from_arrays(
+        pa.array(offsets), pa.StructArray.from_arrays(fields, names=[item.name for item in REASON])
+    )

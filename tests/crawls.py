@@ -59,10 +59,19 @@ def prose(seed: int, lang: str, sentences: int = 14) -> str:
 def page(text: str, title: str = "") -> bytes:
     """An HTML page with the paragraphs of `text`."""
     body = "".join(f"<p>{paragraph}</p>" for paragraph in text.split("\n\n"))
-    return f"<html><head><meta charset='utf-8'><title>{title}</title></head><body><article><h1>{title}</h1>{body}</article></body></html>".encode()
+    head = f"<head><meta charset='utf-8'><title>{title}</title></head>"
+    return f"<html>{head}<body><article><h1>{title}</h1>{body}</article></body></html>".encode()
 
 
-def record(url: str, body: bytes, *, status: int = 200, mime: str = "text/html; charset=utf-8", kind: str = "response", key: str = "") -> bytes:
+def record(
+    url: str,
+    body: bytes,
+    *,
+    status: int = 200,
+    mime: str = "text/html; charset=utf-8",
+    kind: str = "response",
+    key: str = "",
+) -> bytes:
     """One WARC record (uncompressed)."""
     block = f"HTTP/1.1 {status} X\r\nContent-Type: {mime}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
     name = key or f"<urn:uuid:{hashlib.md5(url.encode() + body).hexdigest()}>"
@@ -91,7 +100,12 @@ def crawl(folder: Path, pages: int = 40, seed: int = 0) -> Path:
     files[1].append(record("http://example.org/zh/5?utm_source=x", page(prose(seed * 1000 + 5, "zh"), "第5页")))
     files[0].append(record("http://example.org/i.png", b"\x89PNG....", mime="image/png"))
     files[0].append(record("http://example.org/gone", b"<html><body>gone</body></html>", status=404))
-    files[1].append(record("http://example.org/fr", page("Le vieux pont de pierre fut reconstruit au printemps par quelques maçons. " * 9, "Le pont")))
+    files[1].append(
+        record(
+            "http://example.org/fr",
+            page("Le vieux pont de pierre fut reconstruit au printemps par quelques maçons. " * 9, "Le pont"),
+        )
+    )
     write_warc(folder / "a.warc.gz", files[0])
     path = write_warc(folder / "sub" / "b.warc.gz", files[1])
     data = bytearray(path.read_bytes())
@@ -104,18 +118,27 @@ def crawl(folder: Path, pages: int = 40, seed: int = 0) -> Path:
 
 def write_config(path: Path, **changes: object) -> Path:
     """A config without language models (scoring off) unless `changes` says otherwise."""
-    base: dict[str, object] = {"sources": [{"name": "crawl", "paths": []}], "scoring": {"enabled": False}, "read": {"unit_bytes": 16384}, "rules": {"preset": "none"}}
+    base: dict[str, object] = {
+        "sources": [{"name": "crawl", "paths": []}],
+        "scoring": {"enabled": False},
+        "read": {"unit_bytes": 16384},
+        "rules": {"preset": "none"},
+    }
     path.write_text(json.dumps({**base, **changes}), encoding="utf-8")
     return path
 
 
-def ziya_data(*arguments: object, expect: int | None = 0, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def ziya_data(
+    *arguments: object, expect: int | None = 0, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own."""
     command = [sys.executable, "-m", "data_factory.cli", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
     if expect is not None:
-        assert done.returncode == expect, f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == expect, (
+            f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
     return done
 
 

@@ -81,6 +81,11 @@ class Reference:
             length += len(pieces) + 1
         return 10 ** (-total / length) if length else math.nan
 
+    def score_lines(self, texts: list[str]) -> tuple[list[float], list[int]]:
+        """(log10 probability, pieces) of each line, one call of each library a line."""
+        pieces = [self.pieces.encode(text, out_type=str) for text in texts]
+        return [self.kenlm.score(" ".join(line), bos=True, eos=True) for line in pieces], list(map(len, pieces))
+
 
 def tiers(rows: list[tuple[str, float, str]], high: float, medium: float) -> list[int]:
     """Tier codes by sorting each group in memory."""

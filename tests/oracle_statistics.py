@@ -180,7 +180,11 @@ def count(text: str, zh: bool) -> tuple[dict[str, int], float]:
         c["ellipsis_lines"] += ellipsis
         c["teaser_lines"] += ellipsis or any(b == len(line) for _, b in hits(line, TEASER))
         c["end_mark_lines"] += ends_with_mark(line)
+        marked = ends_with_mark(line) or line[-1] in ",;—，；"
+        complete = marked and not ellipsis and len(line) >= tables.COMPLETE_LINE
+        c["complete_lines"] += complete
         c["short_lines"] += len(line) <= tables.SHORT_LINE[zh]
+        c["short_open_lines"] += len(line) <= tables.SHORT_LINE[zh] and not complete
         c["boilerplate_lines"] += bool(hits(line, BOILERPLATE))
         runs = "".join(" " if kind(x) & SPACE else x for x in line).split()
         enough = len(units) >= 3 if zh else len(runs) >= 3 and max(map(len, runs)) <= tables.LONGEST_C4_WORD

@@ -112,7 +112,7 @@ def test_the_readers_find_every_record_and_every_damage(
         if record.drop:
             assert record.drop in entry["reason"]
         elif "key" not in entry and entry["fate"] == "kept":
-            assert all(wanted in record.content for wanted in entry["contains"])
+            assert all(wanted in record.prompt + record.content for wanted in entry["contains"])
 
 
 def test_articles_are_far_apart_and_planted_near_duplicates_are_near() -> None:
@@ -159,7 +159,7 @@ def test_near_duplicates_are_within_the_searched_distance() -> None:
 
 def test_demo_config_is_valid() -> None:
     config = load_config(ROOT / "configs" / "data" / "demo.yaml", [])
-    assert [source.name for source in config.sources] == ["web", "board", "reference"]
+    assert [source.name for source in config.sources] == ["web", "board", "reference", "tasks"]
     for path in (*config.url.domain_lists, *config.url.hard_word_lists, *config.url.soft_word_lists):
         assert (ROOT / path).is_file()
 

@@ -97,9 +97,10 @@ BAD: dict[str, dict[str, str]] = {
         "zh": "\n".join(f"{name}和其他的东西" for name in THINGS),
     },
     "max_short_lines": {
-        "en": "\n".join(f"{name} shop." for name in NAMES),
-        "zh": "\n".join(f"{name}商店。" for name in THINGS),
+        "en": "\n".join(f"{name} shop" for name in NAMES),
+        "zh": "\n".join(f"{name}商店" for name in THINGS),
     },
+    "max_short_lines_fineweb": {"en": "\n".join(f"{name} shop." for name in NAMES)},
     "max_newlines_per_word": {"en": "\n\n".join(NAMES), "zh": "\n\n".join(THINGS)},
     "min_mean_line_length": {"en": "\n".join(NAMES), "zh": "\n".join(THINGS)},
     "max_longest_line": {"en": EN.replace("\n", " ") * 30, "zh": ZH.replace("\n", "") * 100},
@@ -129,8 +130,8 @@ BAD: dict[str, dict[str, str]] = {
     "max_curly_share": {"en": "{{a}} {the} {{of}} {x} " * 10, "zh": "{{甲}}{的}{{乙}}" * 10},
     "max_c4_curly_lines": {"en": EN + "\nThe template prints {name} there.", "zh": ZH + "\n模板在这里打印{名字}的值。"},
     "max_filler_share": {"en": "Lorem ipsum dolor sit amet. " * 5, "zh": "测试测试的页面。" * 5},
-    "max_replacement_share": {"en": "The caf\ufffd is clos\ufffdd today. ", "zh": "今天\ufffd\ufffd的店。"},
-    "max_mojibake_share": {"en": "The cafÃ© doesnâ€™t open. ", "zh": "锟斤拷的页面锟斤拷。"},
+    "max_replacement_share": {"en": "The caf\ufffd is clos\ufffdd today. " * 4, "zh": "今天\ufffd\ufffd的店。" * 4},
+    "max_mojibake_share": {"en": "The cafÃ© doesnâ€™t open. " * 4, "zh": "锟斤拷的页面锟斤拷。" * 4},
     "min_distinct_chars": {"zh": "哈哈哈的" * 40},
     "min_char_entropy": {"en": "aaaa aaab " * 40, "zh": "哈哈哈的" * 40},
     "max_duplicate_lines": {"en": REPEATED_EN * 8, "zh": REPEATED_ZH * 8},
@@ -200,6 +201,41 @@ def test_no_rule_fires_on_a_good_page(preset: str, language: str) -> None:
     assert [rule.id for rule in DOCUMENT_RULES if fires(rule, preset, language, values)] == []
 
 
+POEMS = {
+    "en": "The Pool\n\nAn old pond at dusk;\na frog leaps from the bank,\nand the water rings.\n\nThe reeds are still now,"
+    "\nthe mud keeps every footprint\nof the birds that left.\n\nSnow on the far hills;\nmy father mends a fish trap,"
+    "\nhumming to himself.\n\nWhen the ice is gone,\nthe boat will want some tar,\nand the oars a coat of oil.",
+    "zh": "渡口\n\n古渡无人系旧舟，\n芦花吹雪满汀洲。\n一行归雁斜阳外，\n半入青山半入秋。\n\n老翁携酒过溪桥，\n"
+    "醉倚垂杨听晚潮。\n问我当年同钓者，\n笑抬竹杖指云霄。\n\n夜来风起漏声迟，\n灯下翻书检旧诗。\n窗外忽传新雨到，\n"
+    "满城荷叶一时知。\n\n山深鸟不知，\n月落人初醒。\n一灯照水明，\n两岸无人影。",
+}
+MENUS = {
+    "en": "\n".join(f"{name} and more" for name in NAMES),
+    "zh": "\n".join(f"{name}与更多" for name in THINGS),
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_verse_is_kept_and_a_menu_is_not(language: str) -> None:
+    def fired(text: str) -> set[str]:
+        values = features(text, language)
+        return {rule.id for rule in DOCUMENT_RULES if fires(rule, "ziya2", language, values)}
+
+    assert fired(POEMS[language]) == set()
+    assert "max_short_lines" in fired(MENUS[language])
+    assert "max_short_lines" in fired("\n".join(["好。", "顶！", "赞。"] * 8) if language == "zh" else "Ok.\nHm.\nYes.\n" * 8)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_some_lost_bytes_cost_no_page(language: str) -> None:
+    good = GOOD[language]
+    assert len(good) < 1000
+    for lost, broken in (("\ufffd", 3), ("锟斤拷" if language == "zh" else "Ã©", 3)):
+        rule = RULE["max_replacement_share" if lost == "\ufffd" else "max_mojibake_share"]
+        assert not fires(rule, "ziya2", language, features(good + lost * broken, language))
+        assert fires(rule, "ziya2", language, features(good + lost * 20, language))
+
+
 def test_presets_carry_the_published_numbers() -> None:
     gopher = {
         "min_words": 50, "max_words": 100_000, "min_mean_word_length": 3, "max_mean_word_length": 10,
@@ -214,7 +250,7 @@ def test_presets_carry_the_published_numbers() -> None:
     }  # fmt: skip
     fineweb = {
         "min_end_mark_lines": 0.12,
-        "max_short_lines": 0.67,
+        "max_short_lines_fineweb": 0.67,
         "max_newlines_per_word": 0.3,
         "max_duplicate_line_chars_fineweb": 0.01,
         "min_sentences": 5,

@@ -1,18 +1,24 @@
 """Evaluation: detectors on good and bad texts of both languages, the sample, the verdict, same bytes."""
 
+import gzip
 import itertools
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import oracle_evaluate
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from data_factory import evaluate as module
 from data_factory import evaluate_detectors as detectors
+from data_factory import evaluate_kernels as kernels
+from data_factory import evaluate_measure, language
+from data_factory.batches import TextBatch
 from data_factory.config import DataConfig, Evaluation, Source
 from data_factory.documents import KEPT
 from data_factory.evaluate import bounds, evaluate, needed, sample
@@ -148,25 +154,25 @@ def test_remnants(text, found):
 
 def test_unreadable_share():
     assert (
-        detectors.unreadable_share("")
-        == detectors.unreadable_share(GOOD_EN)
-        == detectors.unreadable_share(GOOD_ZH)
+        oracle_evaluate.unreadable_share("")
+        == oracle_evaluate.unreadable_share(GOOD_EN)
+        == oracle_evaluate.unreadable_share(GOOD_ZH)
         == 0
     )
-    assert detectors.unreadable_share(GOOD_ZH.encode().decode("cp1252", "replace")) > 0.3
-    assert detectors.unreadable_share("锟斤拷锟斤拷" + GOOD_ZH) > 0.1
-    assert detectors.unreadable_share("word " * 300 + "end.") > 0.9
-    assert detectors.unreadable_share("First Last, " * 300) == 0
-    assert detectors.unreadable_share("x" * 60) == 1
+    assert oracle_evaluate.unreadable_share(GOOD_ZH.encode().decode("cp1252", "replace")) > 0.3
+    assert oracle_evaluate.unreadable_share("锟斤拷锟斤拷" + GOOD_ZH) > 0.1
+    assert oracle_evaluate.unreadable_share("word " * 300 + "end.") > 0.9
+    assert oracle_evaluate.unreadable_share("First Last, " * 300) == 0
+    assert oracle_evaluate.unreadable_share("x" * 60) == 1
 
 
 def test_distinct_share():
-    assert detectors.distinct_share("") == 1
-    assert detectors.distinct_share("".join(random.Random(0).choices("abcdefghijklmnop", k=3000))) > 0.999
-    assert detectors.distinct_share("同一句话。" * 300) < 0.01
+    assert oracle_evaluate.distinct_share("") == 1
+    assert oracle_evaluate.distinct_share("".join(random.Random(0).choices("abcdefghijklmnop", k=3000))) > 0.999
+    assert oracle_evaluate.distinct_share("同一句话。" * 300) < 0.01
     text = "".join(random.Random(1).choices("ab", k=400))
     windows = [text[i : i + 12] for i in range(len(text) - 11)]
-    assert detectors.distinct_share(text) == len(set(windows)) / len(windows)
+    assert oracle_evaluate.distinct_share(text) == len(set(windows)) / len(windows)
 
 
 def test_topics():
@@ -179,20 +185,110 @@ def test_topics():
 def test_outside_blanks_code_and_keeps_positions():
     text = "前文 code=“值”\nmore 后文"
     start, end = (len(text[:i].encode()) for i in (3, 16))
-    blank = detectors.outside(text, [(start, end)])
+    blank = oracle_evaluate.outside(text, [(start, end)])
     assert (
         len(blank) == len(text)
         and blank.startswith("前文 ")
         and blank.endswith(text[16:])
         and blank[3:16].strip() == ""
     )
-    assert detectors.outside(text, []) == text
-    assert detectors.outside("写 `<p class='x'>` 时", []) == "写 " + " " * 15 + " 时"
+    assert oracle_evaluate.outside(text, []) == text
+    assert oracle_evaluate.outside("写 `<p class='x'>` 时", []) == "写 " + " " * 15 + " 时"
 
 
 def test_a_word_list_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(UserError, match="no_such"):
         detectors.lexicon("toxic", [str(tmp_path / "no_such.txt")])
+
+
+# ---- kernels
+
+PIECES = [
+    *("a", " ", "\n", "`", "``", "。", ",", "x" * 44, "y", "长" * 200, "\u3000", "\xa0", "é", "Ã", "\x80", "ä\xa0", "锟斤拷", "烫烫烫"),
+    *("\ufffd", "\ue123", "&#12;", "&nbsp;", "<b>x</b>", "<br/>\n", '<a href="x">', "a<b", "< b", "<!--[if ", "İ", "\u212a", "ſ", "𝟘"),
+    *("jane", "@", "＠", "mail.net", " [at] ", "(at)", "（ at ）", " dot ", "13812345678", "138-1234-5678", "0.1", "+44 20 7946 0958"),
+    *("11010519491231002X", "11010519491231002", "(212) 664-7665", "QQ：1234567", "微信: ab_123456", "VX", "v信:", "1", "12", "１"),
+    *("返回首页", "Skip to Content", "上一页", "下一页", "»", "add to cart", "ADD to cart", "在线成人视频", "限时优惠", "coach"),
+    *("javascript:void(0)", "var _hmt", "javaſcript:;", "document.write(", "_gaq.push(", "compiler database server", "比赛 球队 冠军"),
+    *("+1 22 33 44", "12.34.56 78", "x@y.png", "&ldquo;", "&#160;", "\x1c", "\t"),
+]  # fmt: skip
+
+
+def rows_of(texts, protected, checks):
+    """What the kernels and the flagged detectors say: one dictionary a document."""
+    doc = np.repeat(np.arange(len(texts)), list(map(len, protected))).astype(np.int32)
+    ends = [np.array([span[k] for spans in protected for span in spans], np.int32) for k in (0, 1)]
+    batch = evaluate_measure.Texts.of(TextBatch.from_strings(texts), doc, *ends)
+    found = {
+        "privacy": batch.privacy(),
+        "toxic": batch.phrases(checks.toxic, prose=False),
+        "advert": batch.phrases(checks.advert, prose=True),
+        "web_remnant": batch.remnants(),
+    }
+    columns = zip(
+        batch.topics(),
+        batch.unreadable().tolist(),
+        kernels.distinct(batch.batch.data, batch.batch.offsets, detectors.WINDOW).tolist(),
+        batch.counts[:, 0].tolist(),
+        strict=True,
+    )
+    return [
+        (*values, {name: hits[i] for name, hits in found.items() if i in hits}) for i, values in enumerate(columns)
+    ]
+
+
+def expected_row(text, protected, checks):
+    prose = oracle_evaluate.outside(text, protected)
+    hits = {
+        "privacy": detectors.privacy(text),
+        "toxic": checks.toxic.find(text),
+        "advert": checks.advert.find(prose),
+        "web_remnant": detectors.remnants(prose, detectors.page_lines()),
+    }
+    found = {
+        name: (len(spans), *(len(text[:place].encode()) for place in min(spans))) for name, spans in hits.items() if spans
+    }
+    numbers = oracle_evaluate.unreadable_share(prose), oracle_evaluate.distinct_share(text), len(text)
+    return (detectors.topics().of(text), *numbers, found)
+
+
+def random_documents(seed, count):
+    rng = random.Random(seed)
+    for _ in range(count):
+        text = "".join(rng.choices(PIECES, k=rng.randint(0, 30)))
+        spans = []
+        if rng.random() < 0.4 and len(text) > 4:
+            places = sorted(rng.sample(range(len(text) + 1), 4))
+            spans = [tuple(len(text[:place].encode()) for place in places[k : k + 2]) for k in (0, 2)]
+        yield text, spans
+
+
+@pytest.mark.parametrize("words", [[], ["ÉCLAIR".lower(), "a b"]])
+def test_kernels_say_what_the_plain_detectors_say(words):
+    loaded = evaluate_measure.Checks.load(Evaluation())
+    checks = replace(loaded, toxic=detectors.Lexicon([*loaded.toxic.phrases, *words]))
+    assert checks.toxic.plain == (not words) and checks.advert.plain
+    texts, protected = zip(*random_documents(len(words), 1500), strict=True)
+    found = rows_of(texts, protected, checks)
+    seen = set()
+    for text, spans, row in zip(texts, protected, found, strict=True):
+        assert row == expected_row(text, spans, checks), (text, spans)
+        seen |= set(row[-1])
+    assert seen == {"privacy", "toxic", "advert", "web_remnant"}
+
+
+def test_page_words_are_in_one_case_outside_ascii():
+    assert all(detectors._is_plain(word) and 0 < len(word) <= 40 for word in detectors.page_lines())
+
+
+def test_real_pages_equal_the_plain_detectors():
+    path = Path(__file__).parents[2] / "shared" / "data" / "text" / "zh_articles.jsonl.gz"
+    if not path.is_file():
+        pytest.skip("the shared text is not beside the checkout")
+    with gzip.open(path) as file:
+        texts = [json.loads(line)["text"][:20000] for line in itertools.islice(file, 60)]
+    checks = evaluate_measure.Checks.load(Evaluation())
+    assert rows_of(texts, [[]] * len(texts), checks) == [expected_row(text, [], checks) for text in texts]
 
 
 # ---- sample
@@ -284,7 +380,8 @@ def test_masks_and_code_do_not_fail_but_private_data_in_code_does(tmp_path):
 class FakeScorer:
     """Perplexity and bits from the text's first number; NaN for other languages than zh."""
 
-    def measure(self, batch, langs):
+    def measure(self, batch, langs, known):
+        assert np.isnan(known).all()
         numbers = [float(batch.string(i).split()[0]) if lang == "zh" else math.nan for i, lang in enumerate(langs)]
         values = np.array(numbers, np.float32)
         return values, (values / 100).astype(np.float32)
@@ -350,7 +447,32 @@ def test_same_bytes_for_any_split_of_the_files(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+class Untouched:
+    """A scorer that remembers what was known before."""
+
+    def measure(self, batch, langs, known):
+        self.known = known
+        return known, known
+
+
+def test_what_was_measured_on_t1_holds_where_nothing_was_cut(tmp_path, monkeypatch):
+    path = write(tmp_path / "kept" / "u.parquet", [GOOD_EN, GOOD_EN + " x", GOOD_ZH, GOOD_EN + " y"])
+    ids = pq.read_table(path)["id"].to_pylist()
+    cuts = [["rules.line"], [], [], None]  # the fourth document has no row: another unit's
+    (tmp_path / "keys").mkdir()
+    keys = pa.table({"id": ids[:3], "cut_rules": pa.array(cuts[:3], pa.list_(pa.string()))})
+    pq.write_table(keys, tmp_path / "keys" / "u.parquet")
+    asked = []
+    real = language.identify
+    monkeypatch.setattr(language, "identify", lambda batch, s: asked.append(batch.strings()) or real(batch, s))
+    scorer = Untouched()
+    evaluate([path], config(), tmp_path / "out", scorer)
+    assert np.isnan(scorer.known).tolist() == [True, False, False, True]
+    # Chinese may have been simplified after identification.
+    assert asked == [[GOOD_EN, GOOD_ZH, GOOD_EN + " y"]]
+
+
 def test_detectors_share_nothing_with_the_rules():
-    for name in ("evaluate.py", "evaluate_detectors.py"):
+    for name in ("evaluate.py", "evaluate_detectors.py", "evaluate_kernels.py", "evaluate_measure.py"):
         source = (Path(module.__file__).parent / name).read_text(encoding="utf-8")
         assert "data_factory.rules" not in source and "rules/lexicons" not in source

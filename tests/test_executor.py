@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+
 from data_factory.executor import Pool, WorkerDied
 from ziya.errors import UserError
 

@@ -17,7 +17,9 @@ from data_factory.trafilatura_worker import Trafilatura
 CRAWL = Path(__file__).parents[2] / "shared" / "data" / "crawl"
 READ = Read()
 WELL_FORMED = re.compile("[^\x02\x03]*(?:\x02[^\x02\x03]+\x03[^\x02\x03]*)*")
-CHINESE = "<html><head>{}</head><body><p>中文网页的编码声明常常是错的，读者要自己判断。繁體與简体都有。</p></body></html>"
+CHINESE = (
+    "<html><head>{}</head><body><p>中文网页的编码声明常常是错的，读者要自己判断。繁體與简体都有。</p></body></html>"
+)
 
 
 def page(body):
@@ -47,7 +49,10 @@ def test_decode_other_encodings():
     big5 = '<meta charset="big5"><p>繁體中文網頁的內容，香港的「嘅」字也在其中。</p>'
     assert decode_html(big5.encode("big5hkscs"), "") == (big5, "big5hkscs")
     latin = "<p>caf\u00e9 \u201cquoted\u201d</p>"
-    assert decode_html(latin.encode("cp1252"), "iso-8859-1") == (latin, "cp1252" if codec("latin1") == "cp1252" else codec("latin1"))
+    assert decode_html(latin.encode("cp1252"), "iso-8859-1") == (
+        latin,
+        "cp1252" if codec("latin1") == "cp1252" else codec("latin1"),
+    )
     japanese = "<p>日本語のページです。漢字とかな。</p>"
     assert decode_html(japanese.encode("cp932"), "shift_jis")[0] == japanese
     assert decode_html("<p>联通</p>".encode("gbk"), "gb2312")[0] == "<p>联通</p>"  # these bytes are valid UTF-8 too
@@ -62,7 +67,21 @@ def test_undecodable_bytes_are_replaced_and_countable():
 
 def test_decoding_never_fails():
     rng = random.Random(2)
-    labels = ["", "utf-8", "gbk", "big5", "utf-16", "iso-2022-jp", "hz-gb-2312", "x", "utf-7", "euc-kr", "shift_jis", "rot13", "idna"]
+    labels = [
+        "",
+        "utf-8",
+        "gbk",
+        "big5",
+        "utf-16",
+        "iso-2022-jp",
+        "hz-gb-2312",
+        "x",
+        "utf-7",
+        "euc-kr",
+        "shift_jis",
+        "rot13",
+        "idna",
+    ]
     for _ in range(300):
         text, used = decode_html(rng.randbytes(rng.randrange(200)), rng.choice(labels))
         assert used
@@ -82,21 +101,27 @@ def test_structure_is_kept_and_navigation_goes():
 def test_code_is_marked_and_unchanged():
     code = "def f(x):\n\tif x < 1 & 2:\n        return [ ]\n\n\n    # 注释  两个空格"
     escaped = code.replace("&", "&amp;").replace("<", "&lt;")
-    for tags in ("<pre>{}</pre>", "<pre class=x><code>\n{}\n</code></pre>", "<code>{}</code>", "<textarea class='code'>{}</textarea>", "<li>a<PRE>{}</PRE>"):
+    for tags in (
+        "<pre>{}</pre>",
+        "<pre class=x><code>\n{}\n</code></pre>",
+        "<code>{}</code>",
+        "<textarea class='code'>{}</textarea>",
+        "<li>a<PRE>{}</PRE>",
+    ):
         text = extract(page("<p>before <code>inline</code></p>" + tags.format(escaped) + "<p>after</p>"), READ)
         assert f"\x02{code}\x03" in text, tags
         assert text.count("\x02") == 1 and "before inline" in text and "after" in text
 
 
 def test_line_numbers_are_not_code():
-    html = '<table class="highlighttable"><tr><td class="linenos"><pre>1\n2</pre></td><td class="code"><pre>a = 1\nb = 2</pre></td></tr></table>'
+    html = '<table class="highlighttable"><tr><td class="linenos"><pre>1\n2</pre></td><td class="code"><pre>a = 1\nb = 2</pre></td></tr></table>'  # noqa: E501
     assert extract(page(html), READ).strip() == "\x02a = 1\nb = 2\x03"
 
 
 def test_formulas():
     tex = r"\frac{a}{b} &lt; c"
     wiki = (
-        f'<p>令 <span class="mwe-math-element"><span class="mwe-math-mathml-inline mwe-math-mathml-a11y" style="display: none;"><math alttext="no"><semantics>'
+        f'<p>令 <span class="mwe-math-element"><span class="mwe-math-mathml-inline mwe-math-mathml-a11y" style="display: none;"><math alttext="no"><semantics>'  # noqa: E501
         f'<mrow><mi>a</mi></mrow><annotation encoding="application/x-tex">{tex}</annotation></semantics></math></span>'
         f'<img class="mwe-math-fallback-image-inline" alt="no"></span> 成立。</p>'
     )
@@ -132,23 +157,72 @@ def test_broken_markup_leaves_marks_well_formed(html):
 
 def test_random_markup_leaves_marks_well_formed():
     rng = random.Random(4)
-    parts = ["<pre>", "</pre>", "<code>", "</code>", "\n", "<math>", "</math>", "<!--", "-->", "<script>", "</script>", "<ul>", "</ul>", "<li>", "中", "a ", "<br>", "&#2;", "\x03", "<textarea class=code>", "</textarea>", "<p>", "<div>", "</div>", "<pre", ">"]
+    parts = [
+        "<pre>",
+        "</pre>",
+        "<code>",
+        "</code>",
+        "\n",
+        "<math>",
+        "</math>",
+        "<!--",
+        "-->",
+        "<script>",
+        "</script>",
+        "<ul>",
+        "</ul>",
+        "<li>",
+        "中",
+        "a ",
+        "<br>",
+        "&#2;",
+        "\x03",
+        "<textarea class=code>",
+        "</textarea>",
+        "<p>",
+        "<div>",
+        "</div>",
+        "<pre",
+        ">",
+    ]
     for _ in range(500):
         assert WELL_FORMED.fullmatch(extract(page("".join(rng.choices(parts, k=40))), READ))
 
 
 def test_single_chinese_characters_between_tags_stay():
-    text = extract(page("<h1><b>第</b> <i>一</i><span>章</span></h1><p>&#20196; <math alttext='x'></math> 成立<b>。</b></p><i>\ue000</i>"), READ)
+    text = extract(
+        page(
+            "<h1><b>第</b> <i>一</i><span>章</span></h1><p>&#20196; <math alttext='x'></math> 成立<b>。</b></p><i>\ue000</i>"
+        ),
+        READ,
+    )
     assert [line for line in text.split("\n") if line] == ["第 一章", "令 \x02x\x03 成立。"]
 
 
 def test_xhtml_empty_elements_do_not_swallow_the_page():
-    head = '<?xml version="1.0"?><!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Strict//EN" "x"><html><head><script src="a.js"/><title>t</title></head>'
-    html = head + '<body><div><h1><a id="top"/>Title</h1><div class="toc"/><p>Some words. <a href="http://x/">link</a></p></div></body></html>'
+    head = '<?xml version="1.0"?><!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Strict//EN" "x"><html><head><script src="a.js"/><title>t</title></head>'  # noqa: E501
+    html = (
+        head
+        + '<body><div><h1><a id="top"/>Title</h1><div class="toc"/><p>Some words. <a href="http://x/">link</a></p></div></body></html>'
+    )
     assert [line for line in extract(html, READ).split("\n") if line] == ["Title", "Some words. link"]
 
 
-@pytest.mark.parametrize("unit", ["<div>x ", "<pre", "<code>", "<math>", "<ul><li>x", "<a href=x>y", "<!--", "&#", "<div class=a>x <a>y</a>", "<pre>\n"])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "<div>x ",
+        "<pre",
+        "<code>",
+        "<math>",
+        "<ul><li>x",
+        "<a href=x>y",
+        "<!--",
+        "&#",
+        "<div class=a>x <a>y</a>",
+        "<pre>\n",
+    ],
+)
 def test_time_is_bounded_on_hostile_pages(unit):
     start = time.process_time()
     extract("<html><body>" + unit * (600_000 // len(unit)), READ)
@@ -163,7 +237,10 @@ def test_single_line_page():
 
 def test_fences_and_formulas_in_plain_text():
     text = "a\n```python\nx = 1\n```\nb $$x^2$$ c $$ 5 and $$ 6\n~~~\ny\n```\n~~~\n```\nopen"
-    assert mark_fences(text) == "a\n\x02```python\nx = 1\n```\x03\nb \x02$$x^2$$\x03 c $$ 5 and $$ 6\n\x02~~~\ny\n```\n~~~\x03\n```\nopen"
+    assert (
+        mark_fences(text)
+        == "a\n\x02```python\nx = 1\n```\x03\nb \x02$$x^2$$\x03 c $$ 5 and $$ 6\n\x02~~~\ny\n```\n~~~\x03\n```\nopen"
+    )
     assert mark_fences("plain") == "plain"
     assert mark_fences("kept \x02code\x03 ```") == "kept \x02code\x03 ```"
     assert mark_fences("torn \x02code ```") == "torn code ```"
@@ -172,13 +249,22 @@ def test_fences_and_formulas_in_plain_text():
 def test_trafilatura_worker():
     pytest.importorskip("trafilatura")
     read = Read(extractor="trafilatura", extract_seconds=60.0)
-    html = page("<article><h1>Title</h1>" + "<p>A paragraph with enough words in it to be taken for content by anyone.</p>" * 5 + "<pre>x = 1\n    y = 2</pre></article>")
+    html = page(
+        "<article><h1>Title</h1>"
+        + "<p>A paragraph with enough words in it to be taken for content by anyone.</p>" * 5
+        + "<pre>x = 1\n    y = 2</pre></article>"
+    )
     text = extract(html, read)
-    assert "A paragraph with enough words" in text and "\x02x = 1\n    y = 2\x03" in text and WELL_FORMED.fullmatch(text)
+    assert (
+        "A paragraph with enough words" in text and "\x02x = 1\n    y = 2\x03" in text and WELL_FORMED.fullmatch(text)
+    )
     assert extract("", read) == ""
     process = Trafilatura.shared()._process
     with pytest.raises(ExtractTimeout, match="extract_seconds"):
-        extract(page("<article>" + "<p>Enough words, and more of them.</p>" * 20_000), Read(extractor="trafilatura", extract_seconds=0.01))
+        extract(
+            page("<article>" + "<p>Enough words, and more of them.</p>" * 20_000),
+            Read(extractor="trafilatura", extract_seconds=0.01),
+        )
     assert process.poll() is not None  # killed
     assert "A paragraph" in extract(html, read)  # and replaced
     Trafilatura.shared()._process.kill()

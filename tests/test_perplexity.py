@@ -1,17 +1,20 @@
 """lm_text, train_lm and perplexity: equality with plain references, one normaliser, refusals, same bytes."""
 
 import functools
+import io
 import json
 import random
 import shutil
 
+import kenlm
 import numpy as np
 import oracle_lm
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_factory import lm_inputs, lm_text, perplexity, train_lm
+from data_factory import lm_inputs, lm_kernels, lm_text, perplexity, train_lm
 from data_factory.batches import TextBatch
 from data_factory.lm_text import lm_lines
 from ziya.errors import UserError
@@ -172,47 +175,73 @@ LETTERS = st.sampled_from([*"abcdefgh tow rivn.,0", "的", "我们", "桥", "。
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.lists(LETTERS, max_size=150).map("".join), min_size=1, max_size=8))
-def test_kernels_equal_the_libraries_bit_for_bit(models, texts):
-    lines = lm_lines(TextBatch.from_strings(texts))
+def test_scores_equal_one_call_of_the_libraries_a_line_bit_for_bit(models, texts):
+    lines = lm_lines(TextBatch.from_strings(texts + texts[:2]))
     for language in ("en", "zh"):
-        paths = models / f"{language}.klm", models / f"{language}.klm.spm"
-        kernel, library = engines(*paths)
-        for found, expected in zip(
-            kernel.score(lines.data, lines.offsets), library.score(lines.data, lines.offsets), strict=True
-        ):
-            assert found.tolist() == expected.tolist()
+        kernel, library, reference = engines(models / f"{language}.klm")
+        expected = reference.score_lines(lines.strings())
+        for engine in (kernel, library):
+            logs, counts = engine.score(lines.data, lines.offsets)
+            assert (logs.tolist(), counts.tolist()) == expected
 
 
 @functools.cache
-def engines(model, spm):
+def engines(model):
+    """(engine with the kernel, engine without it, plain reference)."""
+    spm = perplexity.side_cars(model)[0]
     kernel, library = perplexity.Engine(model, spm), perplexity.Engine(model, spm, library=True)
-    assert kernel._kernel is not None and library._kernel is None
-    return kernel, library
+    assert kernel._pieces is not None and library._pieces is None
+    return kernel, library, oracle_lm.Reference(model)
 
 
-def test_kernels_equal_the_libraries_for_every_order_and_a_trie(tmp_path, models):
+def test_a_trie_model_gives_the_same_scores(tmp_path, models):
     texts = [*corpus("zh", 30, 7), *corpus("en", 30, 7), "桥" * 5000, "the " * 2000, "한국어 ☃☃ 𠀀𠀁 zq"]
     lines = lm_lines(TextBatch.from_strings(texts))
-    for order, prune in ((2, ()), (3, (0, 0, 1)), (6, (0, 1))):
-        for structure in ("probing", "trie"):
-            path = tmp_path / f"{order}{structure}.klm"
-            train_lm.train(
-                "zh",
-                [str(models / "zh.jsonl")],
-                path,
-                memory="64M",
-                vocab_size=400,
-                order=order,
-                prune=prune,
-                structure=structure,
-            )
-            spm = perplexity.side_cars(path)[0]
-            engine, library = perplexity.Engine(path, spm), perplexity.Engine(path, spm, library=True)
-            assert (engine._kernel is not None) == (structure == "probing")
-            for found, expected in zip(
-                engine.score(lines.data, lines.offsets), library.score(lines.data, lines.offsets), strict=True
-            ):
-                assert found.tolist() == expected.tolist()
+    train_lm.train(
+        "zh", [str(models / "zh.jsonl")], tmp_path / "zh.klm", memory="64M", vocab_size=400, structure="trie"
+    )
+    found, expected = (engines(path / "zh.klm")[0].score(lines.data, lines.offsets) for path in (tmp_path, models))
+    assert found[0].tolist() == expected[0].tolist() and found[1].tolist() == expected[1].tolist()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model_type": "bpe"},
+        {"byte_fallback": True, "vocab_size": 400},
+        {"user_defined_symbols": ["river"]},
+        {"treat_whitespace_as_suffix": True},
+        {"add_dummy_prefix": False},
+        {"normalization_rule_name": "nfkc"},
+    ],
+)
+def test_other_sentencepiece_models_are_left_to_the_library(models, tmp_path, options):
+    settings = {"model_type": "unigram", "normalization_rule_name": "identity", "vocab_size": 60, **options}
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus("en", 100, 5)),
+        model_writer=out,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **settings,
+    )
+    (tmp_path / "other.spm").write_bytes(out.getvalue())
+    engine = perplexity.Engine(models / "en.klm", tmp_path / "other.spm")
+    assert engine._pieces is None
+    lines = lm_lines(TextBatch.from_strings(corpus("en", 3, 6)))
+    processor = sentencepiece.SentencePieceProcessor(model_proto=out.getvalue())
+    model = kenlm.Model(str(models / "en.klm"))
+    expected = [model.score(" ".join(processor.encode(line, out_type=str))) for line in lines.strings()]
+    assert engine.score(lines.data, lines.offsets)[0].tolist() == expected
+
+
+def test_equal_lines_are_found_by_their_bytes():
+    texts = ["a", "b", "a", "ab", "b", "ba", "a"]
+    lines = lm_lines(TextBatch.from_strings(texts))
+    assert lm_kernels.first_lines(lines.data, lines.offsets).tolist() == [0, 1, 0, 3, 1, 5, 0]
+    many = lm_lines(TextBatch.from_strings([str(random.Random(i).choices("xyz", k=3)) for i in range(500)]))
+    strings = many.strings()
+    assert lm_kernels.first_lines(many.data, many.offsets).tolist() == [strings.index(line) for line in strings]
 
 
 def test_a_file_that_is_no_model_is_named(tmp_path, models):
@@ -234,11 +263,25 @@ def test_a_document_scores_alone_as_in_any_batch(models, monkeypatch):
     monkeypatch.setattr(
         scorer,
         "_models",
-        {lang: engines(models / f"{lang}.klm", models / f"{lang}.klm.spm")[1] for lang in ("en", "zh")},
+        {lang: engines(models / f"{lang}.klm")[1] for lang in ("en", "zh")},
     )
     assert scorer.score(TextBatch.from_strings(texts), langs).tolist() == alone
     assert np.isnan(scorer.score(TextBatch.from_strings(texts), ["ja"] * 24)).all()
     assert len(scorer.score(TextBatch.from_strings([]), [])) == 0
+
+
+def test_known_perplexities_are_not_computed_again(models):
+    scorer = perplexity.Scorer({language: str(models / f"{language}.klm") for language in ("en", "zh")})
+    texts, langs = [*corpus("en", 4, 8), *corpus("zh", 4, 8), "", "x"], ["en"] * 4 + ["zh"] * 4 + ["en", "ja"]
+    batch = TextBatch.from_strings(texts)
+    value, bits = scorer.measure(batch, langs)
+    assert np.array_equal(value, scorer.score(batch, langs), equal_nan=True)
+    known = np.where(np.arange(10) % 2 == 0, value, np.float32(np.nan)).astype(np.float32)
+    again = scorer.measure(batch, langs, known)
+    assert np.array_equal(again[0], value, equal_nan=True) and np.array_equal(again[1], bits, equal_nan=True)
+    known[0] = 2.0  # taken as it is
+    other = scorer.measure(batch, langs, known)
+    assert other[0][0] == 2 and other[1][0] < bits[0] and other[0][1:8].tolist() == value[1:8].tolist()
 
 
 def test_training_text_scores_better_than_shuffled_words(models):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from data_factory.config import DataConfig, load_config
 from data_factory.rules import RULES, thresholds
 from ziya import config as settings
@@ -31,7 +32,12 @@ def test_all_problems_in_one_error_with_suggestions() -> None:
     with pytest.raises(UserError) as caught:
         parse(seeds=1, rules={"min_char": 3}, read={"unit_bytes": "big"}, scoring={"high": 70.0})
     message = str(caught.value)
-    for part in ("unknown key seeds (did you mean seed?)", "unknown key rules.min_char (did you mean", "read.unit_bytes = 'big'", "high (70.0) must not exceed"):
+    for part in (
+        "unknown key seeds (did you mean seed?)",
+        "unknown key rules.min_char (did you mean",
+        "read.unit_bytes = 'big'",
+        "high (70.0) must not exceed",
+    ):
         assert part in message
     assert "problems:" in message
 
@@ -49,7 +55,9 @@ def test_a_rule_setting_takes_a_number_off_or_languages() -> None:
 
 
 def test_overrides_reach_nested_keys_and_list_items() -> None:
-    raw = settings.apply_overrides({"sources": [{"name": "a", "paths": ["x"]}]}, ["rules.min_chars.zh=80", "sources.0.ratio=0.5", "seed=3"])
+    raw = settings.apply_overrides(
+        {"sources": [{"name": "a", "paths": ["x"]}]}, ["rules.min_chars.zh=80", "sources.0.ratio=0.5", "seed=3"]
+    )
     config = settings.parse(DataConfig, raw, "x")
     assert config.sources[0].ratio == 0.5
     assert config.seed == 3

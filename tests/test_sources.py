@@ -50,7 +50,10 @@ def test_jsonl_broken_lines_cost_themselves(tmp_path):
     kinds = [type(item) for item in items]
     assert kinds == [Record] + [Damage] * 6 + [Record] * 4
     assert (items[0].content, items[0].url, items[0].date, items[0].key) == ("first", "http://a.org", 1715988682, "7")
-    assert [word in item.error for word, item in zip(("JSON", "missing", "missing", "int", "UTF-8", "list"), items[1:7], strict=True)] == [True] * 6
+    assert [
+        word in item.error
+        for word, item in zip(("JSON", "missing", "missing", "int", "UTF-8", "list"), items[1:7], strict=True)
+    ] == [True] * 6
     assert items[7].drop == "read.empty"
     assert items[8].content == "lone \ufffd and pair 😀"
     assert items[9].content == "marks \x7f |"
@@ -63,9 +66,22 @@ def test_jsonl_broken_lines_cost_themselves(tmp_path):
 
 def test_jsonl_fields(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps({"a": "答", "q": "问", "kind": "qa", "meta": {"url": "u", "when": 1700000000123}}) + "\n" + json.dumps({"a": "x"}) + "\n")
-    items = read(path, "jsonl", text_field="a", prompt_field="q", task_field="kind", url_field="meta.url", date_field="meta.when")
-    assert (items[0].content, items[0].prompt, items[0].task, items[0].url, items[0].date) == ("答", "问", "qa", "u", 1700000000)
+    path.write_text(
+        json.dumps({"a": "答", "q": "问", "kind": "qa", "meta": {"url": "u", "when": 1700000000123}})
+        + "\n"
+        + json.dumps({"a": "x"})
+        + "\n"
+    )
+    items = read(
+        path, "jsonl", text_field="a", prompt_field="q", task_field="kind", url_field="meta.url", date_field="meta.when"
+    )
+    assert (items[0].content, items[0].prompt, items[0].task, items[0].url, items[0].date) == (
+        "答",
+        "问",
+        "qa",
+        "u",
+        1700000000,
+    )
     assert isinstance(items[1], Damage) and "'q'" in items[1].error
 
 
@@ -104,7 +120,13 @@ def test_parquet_bad_bytes_and_damage(tmp_path):
     source = Source(name="s", paths=["x"])
     items = list(read_unit(Unit(0, "s", str(path), "a", "parquet", "", 0, 1), source, Read(), Counter()))
     assert [type(item) for item in items] == [Record, Damage] and "UTF-8" in items[1].error
-    pq.write_table(pa.table({"text": [f"{number:09}" for number in range(1000)]}), path, row_group_size=500, compression="zstd", use_dictionary=False)
+    pq.write_table(
+        pa.table({"text": [f"{number:09}" for number in range(1000)]}),
+        path,
+        row_group_size=500,
+        compression="zstd",
+        use_dictionary=False,
+    )
     data = bytearray(path.read_bytes())
     data[4:30] = b"\xff" * 26
     path.write_bytes(data)
@@ -112,7 +134,9 @@ def test_parquet_bad_bytes_and_damage(tmp_path):
     assert isinstance(items[0], Damage) and items[0].length == 500
     assert [item.offset for item in items[1:]] == list(range(500, 1000))
     path.write_bytes(bytes(data[:-4]))
-    assert isinstance(next(iter(read_unit(Unit(0, "s", str(path), "a", "parquet", "", 0, 1), source, Read(), Counter()))), Damage)
+    assert isinstance(
+        next(iter(read_unit(Unit(0, "s", str(path), "a", "parquet", "", 0, 1), source, Read(), Counter()))), Damage
+    )
 
 
 HEAD = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/" version="0.10"><siteinfo><sitename>W</sitename>
@@ -127,7 +151,9 @@ def wiki_page(number, text="正文 text", ns=0, extra=""):
 
 def dump(count):
     rng = random.Random(5)
-    return [wiki_page(number, "".join(rng.choices("数学物理 abc", k=rng.randrange(20, 300)))) for number in range(count)]
+    return [
+        wiki_page(number, "".join(rng.choices("数学物理 abc", k=rng.randrange(20, 300)))) for number in range(count)
+    ]
 
 
 def test_mediawiki_plain(tmp_path):
@@ -139,7 +165,11 @@ def test_mediawiki_plain(tmp_path):
     path = tmp_path / "d.xml"
     path.write_text(HEAD + "".join(pages) + "</mediawiki>", encoding="utf-8")
     items = read(path, "mediawiki")
-    assert (items[0].key, items[0].url, items[0].date) == ("wiki:zhwiki:0", "https://zh.wikipedia.org/wiki/%E6%A0%87%E9%A2%98_0", 1698969600)
+    assert (items[0].key, items[0].url, items[0].date) == (
+        "wiki:zhwiki:0",
+        "https://zh.wikipedia.org/wiki/%E6%A0%87%E9%A2%98_0",
+        1698969600,
+    )
     assert items[0].content.startswith("标题 0\n\n")
     assert [(item.drop, item.drop_value) for item in items[3:5]] == [("read.namespace", 1.0), ("read.redirect", 0.0)]
     assert [type(item) for item in items[5:8]] == [Damage, Damage, Record] and len(items) == 40
@@ -171,18 +201,31 @@ def test_mediawiki_multistream_ranges(tmp_path, across):
     items = read(path, "mediawiki", "bz2")
     damages = [item for item in items if isinstance(item, Damage)]
     records = [item for item in items if isinstance(item, Record)]
-    assert len(damages) == 1 and damages[0].offset == len(streams[0] + streams[1] + streams[2]) and damages[0].length == len(streams[3])
+    assert (
+        len(damages) == 1
+        and damages[0].offset == len(streams[0] + streams[1] + streams[2])
+        and damages[0].length == len(streams[3])
+    )
     assert len(records) >= 50 and records[-1].key == "wiki:zhwiki:59"
     for cut in (10, 100, 450, 3000):
         again = read(path, "mediawiki", "bz2", cut=cut)
         assert [item for item in again if isinstance(item, Record)] == records, cut
-        assert [item for item in again if isinstance(item, Damage) and item.offset == damages[0].offset and item.length] == damages
+        assert [
+            item for item in again if isinstance(item, Damage) and item.offset == damages[0].offset and item.length
+        ] == damages
 
 
 def test_entity_tricks_do_not_expand(tmp_path):
     bomb = "".join(f'<!ENTITY a{number + 1} "{f"&a{number};" * 10}">' for number in range(9))
     path = tmp_path / "d.xml"
-    path.write_text(f'<?xml version="1.0"?><!DOCTYPE m [<!ENTITY a0 "ha">{bomb}<!ENTITY f SYSTEM "file:///etc/passwd">]>' + HEAD + wiki_page(1, "&a9;") + wiki_page(2, "&f;") + wiki_page(3) + wiki_page(4, "<!DOCTYPE x>"))
+    path.write_text(
+        f'<?xml version="1.0"?><!DOCTYPE m [<!ENTITY a0 "ha">{bomb}<!ENTITY f SYSTEM "file:///etc/passwd">]>'
+        + HEAD
+        + wiki_page(1, "&a9;")
+        + wiki_page(2, "&f;")
+        + wiki_page(3)
+        + wiki_page(4, "<!DOCTYPE x>")
+    )
     items = read(path, "mediawiki")
     assert [type(item) for item in items] == [Damage, Damage, Record, Damage]
     assert items[2].content == "标题 3\n\n正文 text 3"
@@ -207,15 +250,36 @@ def test_wikitext_prose():
 {{reflist}}
 [[Category:数学]] [[en:Math]]
 """
-    assert plain_text(text) == "数学（Mathematics）研究数量、结构。\n\n历史\n\n计算机很好重。 a <b> 外链\n\n单\n\n• 一\n1. 甲\n2. 乙"
+    assert (
+        plain_text(text)
+        == "数学（Mathematics）研究数量、结构。\n\n历史\n\n计算机很好重。 a <b> 外链\n\n单\n\n• 一\n1. 甲\n2. 乙"
+    )
 
 
 def test_wikitext_keeps_code_and_formulas():
-    text = 'E <math>a_{1} + {{b}} &lt; [[c]]</math> f.\n<syntaxhighlight lang="c">\nint a[[2]] = {{1}};\n\tx;\n</syntaxhighlight>\n<nowiki>[[raw]]</nowiki> <code>in</code> <pre>p  q</pre>'
-    assert plain_text(text) == "E \x02a_{1} + {{b}} < [[c]]\x03 f.\n\n\x02int a[[2]] = {{1}};\n\tx;\x03\n\n[[raw]] in\n\x02p  q\x03"
+    text = 'E <math>a_{1} + {{b}} &lt; [[c]]</math> f.\n<syntaxhighlight lang="c">\nint a[[2]] = {{1}};\n\tx;\n</syntaxhighlight>\n<nowiki>[[raw]]</nowiki> <code>in</code> <pre>p  q</pre>'  # noqa: E501
+    assert (
+        plain_text(text)
+        == "E \x02a_{1} + {{b}} < [[c]]\x03 f.\n\n\x02int a[[2]] = {{1}};\n\tx;\x03\n\n[[raw]] in\n\x02p  q\x03"
+    )
 
 
-@pytest.mark.parametrize("text", ["{{" * 50_000, "[[a|" * 50_000, "{|\n" * 50_000, "<ref>" * 50_000, "<math" * 50_000, "-{" * 50_000 + "}-" * 50_000, "[" * 100_000, "=" * 100_000, "'" * 99_999, "<a " * 50_000, "\x02" * 9 + "9\x03" * 9])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{" * 50_000,
+        "[[a|" * 50_000,
+        "{|\n" * 50_000,
+        "<ref>" * 50_000,
+        "<math" * 50_000,
+        "-{" * 50_000 + "}-" * 50_000,
+        "[" * 100_000,
+        "=" * 100_000,
+        "'" * 99_999,
+        "<a " * 50_000,
+        "\x02" * 9 + "9\x03" * 9,
+    ],
+)
 def test_wikitext_is_linear_and_never_fails(text):
     out = plain_text(text + "\n尾")
     assert "\x02" not in out and "\x03" not in out and out.endswith("尾")
@@ -223,7 +287,35 @@ def test_wikitext_is_linear_and_never_fails(text):
 
 def test_wikitext_random_markup_never_fails():
     rng = random.Random(11)
-    parts = ["{{", "}}", "[[", "]]", "|", "{|", "|}", "\n", "-{", "}-", "<ref>", "</ref>", "<math>", "</math>", "<pre>", "</pre>", "== h ==\n", "中", " a", "'''", "&lt;", "\x02", "\x03", "<!--", "-->", "zh-cn:", ";"]
+    parts = [
+        "{{",
+        "}}",
+        "[[",
+        "]]",
+        "|",
+        "{|",
+        "|}",
+        "\n",
+        "-{",
+        "}-",
+        "<ref>",
+        "</ref>",
+        "<math>",
+        "</math>",
+        "<pre>",
+        "</pre>",
+        "== h ==\n",
+        "中",
+        " a",
+        "'''",
+        "&lt;",
+        "\x02",
+        "\x03",
+        "<!--",
+        "-->",
+        "zh-cn:",
+        ";",
+    ]
     for _ in range(400):
         out = plain_text("".join(rng.choices(parts, k=60)))
         depth = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import random
 import tracemalloc
 import zlib
@@ -104,7 +105,7 @@ def test_cuts_never_change_what_is_read(tmp_path, compression):
     damages = [item for item in whole if isinstance(item, Damage)]
     assert len(damages) >= 3
     spans = sorted((item.offset, item.length) for item in damages)
-    assert all(a + b <= c for (a, b), (c, _) in zip(spans, spans[1:], strict=False))
+    assert all(a + b <= c for (a, b), (c, _) in itertools.pairwise(spans))
     for cut in (97, 256, 1000, 5000):
         assert marks(read(path, compression, cut=cut)) == marks(whole), cut
 
@@ -234,12 +235,16 @@ def test_brotli(tmp_path):
     headers = ["Content-Encoding: br", "Content-Type: text/html"]
     body = b"<html>" + bytes(range(32, 127)) * 500
     assert one(tmp_path, http(brotli.compress(body), headers=headers)).content == body
-    assert isinstance(one(tmp_path, http(brotli.compress(bytes(8 << 20)), headers=headers), record_limit_bytes=1 << 20), Damage)
+    assert isinstance(
+        one(tmp_path, http(brotli.compress(bytes(8 << 20)), headers=headers), record_limit_bytes=1 << 20), Damage
+    )
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "x-mystery"])
 def test_damaged_coding_is_damage(tmp_path, coding):
-    body = {"gzip": gzip.compress(b"<html>" * 500)[:-30], "zstd": b"\x28\xb5\x2f\xfd\xff\xff\xff\xff"}.get(coding, b"\xff\xfe\xfd broken")
+    body = {"gzip": gzip.compress(b"<html>" * 500)[:-30], "zstd": b"\x28\xb5\x2f\xfd\xff\xff\xff\xff"}.get(
+        coding, b"\xff\xfe\xfd broken"
+    )
     item = one(tmp_path, http(body, headers=[f"Content-Encoding: {coding}", "Content-Type: text/html"]))
     assert isinstance(item, Damage) and item.error
 
@@ -253,7 +258,9 @@ def test_body_that_the_archive_cut_keeps_its_head(tmp_path):
 
 def test_content_encoding_bomb(tmp_path):
     body = gzip.compress(b"<html>" + bytes(9 << 20))
-    item = one(tmp_path, http(body, headers=["Content-Encoding: gzip", "Content-Type: text/html"]), record_limit_bytes=1 << 20)
+    item = one(
+        tmp_path, http(body, headers=["Content-Encoding: gzip", "Content-Type: text/html"]), record_limit_bytes=1 << 20
+    )
     assert isinstance(item, Damage) and "record_limit_bytes" in item.error
 
 
@@ -262,7 +269,13 @@ def test_wget_quirks_dates_and_types(tmp_path):
     data = (
         record("warcinfo", b"software: x", number=0)
         + record("request", b"GET /", number=1)
-        + record("response", http(b"<p>a"), url="<http://a.org/%E4>", number=2, extra=b"WARC-Block-Digest: \xc0qU\x01\n\xff\r\n")
+        + record(
+            "response",
+            http(b"<p>a"),
+            url="<http://a.org/%E4>",
+            number=2,
+            extra=b"WARC-Block-Digest: \xc0qU\x01\n\xff\r\n",
+        )
         + record("resource", b"<html>b", content_type="text/html", number=3)
         + record("conversion", "纯文本".encode(), content_type="text/plain", number=4)
         + record("response", b"a.org. IN A 1.2.3.4", content_type="text/dns", number=5)
@@ -270,10 +283,18 @@ def test_wget_quirks_dates_and_types(tmp_path):
     )
     items = read_bytes(tmp_path, data, counts=counts)
     assert [(item.key, item.is_html, item.drop) for item in items] == [
-        ("urn:uuid:2", True, ""), ("urn:uuid:3", True, ""), ("urn:uuid:4", False, ""), ("urn:uuid:5", False, "read.not_html")
+        ("urn:uuid:2", True, ""),
+        ("urn:uuid:3", True, ""),
+        ("urn:uuid:4", False, ""),
+        ("urn:uuid:5", False, "read.not_html"),
     ]
     assert items[0].url == "http://a.org/%E4" and items[0].date == 1715988682
-    assert counts == {"other_records": 3, "other_records.warcinfo": 1, "other_records.request": 1, "other_records.revisit": 1}
+    assert counts == {
+        "other_records": 3,
+        "other_records.warcinfo": 1,
+        "other_records.request": 1,
+        "other_records.revisit": 1,
+    }
 
 
 def test_limit_and_html_limit(tmp_path):

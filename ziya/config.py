@@ -157,7 +157,11 @@ def _names_at(cls: type[Settings], location: tuple[int | str, ...]) -> Iterator[
 
 def settings_class(annotation: Any) -> type[Settings] | None:
     """The settings class inside an annotation such as `X`, `list[X]` or `X | None`."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, Settings):
+    if (
+        isinstance(annotation, type)
+        and not isinstance(annotation, types.GenericAlias)
+        and issubclass(annotation, Settings)
+    ):
         return annotation
     for inner in typing.get_args(annotation):
         found = settings_class(inner)

@@ -22,7 +22,11 @@ class Progress:
         self.label, self.total, self.unit, self.every = label, total, unit, every_seconds
         self.count = 0
         self._start = self._last = time.monotonic()
-        self._bar = tqdm(total=total, desc=label, unit=unit, file=sys.stderr, leave=False) if sys.stderr.isatty() and total > 1 else None
+        self._bar = (
+            tqdm(total=total, desc=label, unit=unit, file=sys.stderr, leave=False)
+            if sys.stderr.isatty() and total > 1
+            else None
+        )
 
     def advance(self, amount: int = 1) -> None:
         """Count `amount` more units as done."""
@@ -35,13 +39,19 @@ class Progress:
             self._last = now
             rate = self.count / (now - self._start)
             left = (self.total - self.count) / rate if rate else 0.0
-            log(f"{self.label}: {self.count} of {self.total} {self.unit}s, {rate:.2g} {self.unit}s/s, {left:.0f} s left")
+            log(
+                f"{self.label}: {self.count} of {self.total} {self.unit}s, {rate:.2g} {self.unit}s/s, {left:.0f} s left"
+            )
 
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.close()
         if kind is None:
-            log(f"{self.label}: {self.count} {self.unit}{'' if self.count == 1 else 's'} in {time.monotonic() - self._start:.1f} s")
+            log(
+                f"{self.label}: {self.count} {self.unit}{'' if self.count == 1 else 's'} in {time.monotonic() - self._start:.1f} s"
+            )

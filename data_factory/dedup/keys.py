@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import datasketch
 import numba
 import numpy as np
 import numpy.typing as npt
@@ -311,5 +310,7 @@ def minhash(t2: TextBatch, langs: npt.NDArray[np.uint8], settings: Fuzzy) -> U32
 
 def permutations(count: int) -> tuple[U32, U32]:
     """datasketch's affine permutations h -> a h + b mod 2^32, uint32 [count] each."""
+    import datasketch  # heavy to import, needed by method minhash only
+
     parameters: Any = datasketch.MinHash(num_perm=count, seed=MINHASH_SEED, scheme=MINHASH_SCHEME).permutations
     return np.ascontiguousarray(parameters[0], np.uint32), np.ascontiguousarray(parameters[1], np.uint32)

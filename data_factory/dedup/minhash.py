@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import datasketch
 import numba
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +28,8 @@ def bands(similarity: float, permutations: int) -> tuple[int, int]:
     """(bands, rows of a band) that datasketch's MinHashLSH takes for this threshold: least false positives + false
     negatives.
     """
+    import datasketch  # heavy to import, needed by method minhash only
+
     lsh: Any = datasketch.MinHashLSH(threshold=similarity, num_perm=permutations)
     return int(lsh.b), int(lsh.r)
 

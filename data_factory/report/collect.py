@@ -16,6 +16,7 @@ from data_factory import finish
 from data_factory.config import DataConfig
 from data_factory.documents import read_table
 from data_factory.rules import RULE, RULES
+from data_factory.sources.record import DROPS
 
 SAMPLES = 3
 SAMPLE_CHARS = 280
@@ -94,13 +95,27 @@ def collect(config: DataConfig, out: Path, summary: dict[str, Any]) -> dict[str,
         touched.update({item["values"]: item["counts"] for item in values})
     return {
         **summary,
-        "languages": {name: dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))) for name, counts in languages.items()},
+        "languages": {
+            name: dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+            for name, counts in languages.items()
+        },
         "perplexity_histogram": {
-            language: [[10 ** (number / _LOG_BINS), 10 ** ((number + 1) / _LOG_BINS), count] for number, count in sorted(bins.items())]
+            language: [
+                [10 ** (number / _LOG_BINS), 10 ** ((number + 1) / _LOG_BINS), count]
+                for number, count in sorted(bins.items())
+            ]
             for language, bins in sorted(histogram.items())
         },
         "rules": _rules(config, out, summary["reasons"], dropped),
-        "cuts": [{"rule": rule, "documents": touched[rule], "meaning": _meaning(rule), "samples": _cut_samples(config, out, rule, cut)} for rule in sorted(touched, key=lambda rule: (-touched[rule], rule))],
+        "cuts": [
+            {
+                "rule": rule,
+                "documents": touched[rule],
+                "meaning": _meaning(rule),
+                "samples": _cut_samples(config, out, rule, cut),
+            }
+            for rule in sorted(touched, key=lambda rule: (-touched[rule], rule))
+        ],
         "clusters": [{"copies": -count, "id": document, "url": url} for count, document, url in clusters],
         "cluster_sizes": {str(size): count for size, count in sorted(sizes.items())},
         "quarantine": {"errors": dict(sorted(errors.items(), key=lambda item: (-item[1], item[0]))), "first": damages},
@@ -109,7 +124,9 @@ def collect(config: DataConfig, out: Path, summary: dict[str, Any]) -> dict[str,
 
 def _count_languages(languages: dict[str, Counter[str]], lang: pa.ChunkedArray, kept: pa.ChunkedArray) -> None:
     for name, column in (("read", lang), ("kept", lang.filter(kept))):
-        languages[name].update({item["values"]: item["counts"] for item in column.value_counts().to_pylist() if item["values"]})
+        languages[name].update(
+            {item["values"]: item["counts"] for item in column.value_counts().to_pylist() if item["values"]}
+        )
 
 
 def _histogram(histogram: dict[str, Counter[int]], measured: pa.Table) -> None:
@@ -121,16 +138,27 @@ def _histogram(histogram: dict[str, Counter[int]], measured: pa.Table) -> None:
         histogram.setdefault(language, Counter()).update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
 
 
+_MEANINGS = {
+    **{rule: text.split(":")[0] for rule, text in DROPS.items()},
+    "language.keep": "a language that is not wanted",
+    "language.min_score": "language uncertain",
+    "url.domain": "listed domain",
+    "url.hard_words": "listed word in the URL",
+    "url.soft_words": "several suspect words in the URL",
+    "scoring.medium": "perplexity rank behind the medium tier",
+    "scoring.max_perplexity": "perplexity above the cap",
+    "scoring.min_perplexity": "perplexity below the floor",
+    "dedup.url": "same URL as a better document",
+    "dedup.exact": "same text as a better document",
+    "dedup.fuzzy": "nearly the same text as a better document",
+    "dedup.seen_urls": "URL kept by an earlier run",
+    finish.LINE_RULE_ID: "line that stands in many documents",
+    **{f"rules.{rule.id}": rule.meaning for rule in RULES},
+}
+
+
 def _meaning(rule: str) -> str:
-    known = {
-        "read.not_html": "not an HTML or text page", "read.redirect": "a redirect", "read.status": "HTTP status other than 200", "read.empty": "no text",
-        "read.namespace": "a wiki namespace that is not wanted", "language.keep": "a language that is not wanted", "language.min_score": "language uncertain",
-        "url.domain": "listed domain", "url.hard_words": "listed word in the URL", "url.soft_words": "several suspect words in the URL",
-        "scoring.medium": "perplexity rank behind the medium tier", "scoring.max_perplexity": "perplexity above the cap", "scoring.min_perplexity": "perplexity below the floor",
-        "dedup.url": "same URL as a better document", "dedup.exact": "same text as a better document", "dedup.fuzzy": "nearly the same text as a better document",
-        "dedup.seen_urls": "URL kept by an earlier run", finish.LINE_RULE_ID: "line that stands in many documents",
-    }
-    return RULE[rule.removeprefix("rules.")].meaning if rule.removeprefix("rules.") in RULE else known.get(rule, "")
+    return _MEANINGS.get(rule, "")
 
 
 def _rules(config: DataConfig, out: Path, reasons: dict[str, int], dropped: Smallest) -> list[dict[str, Any]]:
@@ -139,7 +167,16 @@ def _rules(config: DataConfig, out: Path, reasons: dict[str, int], dropped: Smal
         samples = []
         for where in dropped.items(rule):
             text = masked_text(config, out, where["unit"], where["row"]) if where["row"] >= 0 else ""
-            samples.append({"id": where["id"], "url": where["url"], "value": where["value"], "threshold": where["threshold"], "winner": where["winner"], "text": text[:SAMPLE_CHARS]})
+            samples.append(
+                {
+                    "id": where["id"],
+                    "url": where["url"],
+                    "value": where["value"],
+                    "threshold": where["threshold"],
+                    "winner": where["winner"],
+                    "text": text[:SAMPLE_CHARS],
+                }
+            )
         rows.append({"rule": rule, "documents": count, "meaning": _meaning(rule), "samples": samples})
     return rows
 
@@ -163,8 +200,3 @@ def _cut_samples(config: DataConfig, out: Path, rule: str, cut: Smallest) -> lis
         if not table["text"].null_count:
             samples += finish.cut_texts(table, config, out, rule)[:1]
     return [text[:SAMPLE_CHARS] for text in samples]
-
-
-def rule_count() -> int:
-    """How many rules there are."""
-    return len(RULES)

@@ -35,7 +35,11 @@ def rewrite(out: Path, summary: dict[str, Any]) -> None:
 def render(value: dict[str, Any]) -> str:
     """The page. Every text is escaped by the template engine; charts are inline SVG."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["count"] = lambda number: f"{number:,}".replace(",", "\u202f")
     environment.filters["share"] = lambda number: f"{number:.2%}"
@@ -44,6 +48,9 @@ def render(value: dict[str, Any]) -> str:
     return environment.get_template("page.html").render(
         report=value,
         funnel=charts.funnel(value["steps"]),
-        histograms={language: charts.histogram(bins, value["rank_cuts"].get(language, {})) for language, bins in value["perplexity_histogram"].items()},
+        histograms={
+            language: charts.histogram(bins, value["rank_cuts"].get(language, {}))
+            for language, bins in value["perplexity_histogram"].items()
+        },
         clusters=charts.bars([(f"{size} copies", count) for size, count in list(value["cluster_sizes"].items())[:12]]),
     )

@@ -16,7 +16,14 @@ from ziya.manifest import Markers
 SCHEMA = 1
 
 
-def summarise(config: DataConfig, out: Path, parts: dict[str, Any], cuts: dict[str, Any], evaluation: dict[str, Any] | None, packs: dict[str, Any]) -> dict[str, Any]:
+def summarise(
+    config: DataConfig,
+    out: Path,
+    parts: dict[str, Any],
+    cuts: dict[str, Any],
+    evaluation: dict[str, Any] | None,
+    packs: dict[str, Any],
+) -> dict[str, Any]:
     """Merge the results of all steps. Asserts documents in = kept + dropped + quarantined, and each step's in and out."""
     measured, decisions, verdicts = parts["measured"], parts["decisions"], parts["verdicts"]
     quarantined = sum(item["counts"]["quarantined"] for item in measured)
@@ -31,7 +38,9 @@ def summarise(config: DataConfig, out: Path, parts: dict[str, Any], cuts: dict[s
     for name in ("read", "preprocess", "score", "rules", "deduplicate"):
         leaving = passed.get(name, kept)
         lost = by_stage.get(name, 0) + (quarantined if name == "read" else 0)
-        assert entering == leaving + lost, f"accounting of step {name}: {entering} in, {leaving} out, {lost} dropped or quarantined"
+        assert entering == leaving + lost, (
+            f"accounting of step {name}: {entering} in, {leaving} out, {lost} dropped or quarantined"
+        )
         steps.append({"name": name, "in": entering, "out": leaving})
         entering = leaving
     tiers: dict[str, dict[str, int]] = {}
@@ -73,7 +82,20 @@ def _added(parts: Any) -> dict[str, int]:
 
 
 # Sub-steps of `measure` that are steps of the paper's flow in their own right.
-_SUBSTEPS = ("read", "extract", "normalise", "language", "characters", "simplify", "statistics", "spans", "perplexity", "lines", "tables", "write")
+_SUBSTEPS = (
+    "read",
+    "extract",
+    "normalise",
+    "language",
+    "characters",
+    "simplify",
+    "statistics",
+    "spans",
+    "perplexity",
+    "lines",
+    "tables",
+    "write",
+)
 
 
 def write_timings(out: Path, markers: Markers) -> None:

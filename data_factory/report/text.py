@@ -11,7 +11,10 @@ from data_factory.report.summary import top
 def summary(value: dict[str, Any], out: Path) -> str:
     """Funnel, tiers, reasons, verdict and packs of one run."""
     documents = value["documents"]
-    lines = [f"documents: {documents['in']} in = {documents['kept']} kept + {documents['dropped']} dropped + {documents['quarantined']} quarantined"]
+    lines = [
+        f"documents: {documents['in']} in = {documents['kept']} kept + {documents['dropped']} dropped + "
+        f"{documents['quarantined']} quarantined"
+    ]
     for step in value["steps"]:
         share = step["out"] / documents["in"] * 100 if documents["in"] else 0.0
         lines.append(f"  {step['name']:<12} {step['in']:>9} -> {step['out']:<9} {share:6.2f} % of all")
@@ -21,18 +24,25 @@ def summary(value: dict[str, Any], out: Path) -> str:
         lines.append(f"tiers {language}: {shares}")
     for language, tiers in value["kept"].items():
         size = sum(item["bytes"] for item in tiers.values())
-        lines.append(f"kept {language}: {sum(item['documents'] for item in tiers.values())} documents, {size / 1e6:.2f} MB of text")
+        lines.append(
+            f"kept {language}: {sum(item['documents'] for item in tiers.values())} documents, {size / 1e6:.2f} MB of text"
+        )
     if value["reasons"]:
-        lines.append("most frequent reasons: " + ", ".join(f"{name} {count}" for name, count in top(value["reasons"], 8)))
+        lines.append(
+            "most frequent reasons: " + ", ".join(f"{name} {count}" for name, count in top(value["reasons"], 8))
+        )
     verdict = value["evaluation"]
     if verdict.get("passed") is not None:
         lines.append(
-            f"evaluation: {'PASSED' if verdict['passed'] else 'NOT PASSED'}: {verdict['unqualified']} of {verdict['evaluated']} unqualified "
+            f"evaluation: {'PASSED' if verdict['passed'] else 'NOT PASSED'}: {verdict['unqualified']} of "
+            f"{verdict['evaluated']} unqualified "
             f"(rate {verdict['unqualified_rate']:.4%}, {verdict['confidence']:.0%} bounds {verdict['low']:.4%} to {verdict['high']:.4%}; "
             f"{'sufficient' if verdict['sufficient'] else 'not sufficient to claim the pass mark'})"
         )
     for name, pack in value["packs"].items():
-        lines.append(f"pack {name}: {pack['samples']} samples, {pack['tokens']} tokens, {pack['padding_share']:.3%} padding")
+        lines.append(
+            f"pack {name}: {pack['samples']} samples, {pack['tokens']} tokens, {pack['padding_share']:.3%} padding"
+        )
     lines.append(f"report: {out / 'report.html'}   numbers: {out / 'summary.json'}")
     return "\n".join(lines)
 

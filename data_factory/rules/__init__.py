@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, create_model
-from typing_extensions import Annotated
 
 from data_factory.rules.catalogue import Rule
 from data_factory.rules.document import DOCUMENT_RULES
@@ -47,8 +46,12 @@ Threshold = Annotated[float | str | dict[str, float | str] | None, BeforeValidat
 class _RuleBase(Settings):
     """Rules of RF: a preset, the user's lexicons, and one threshold a rule (a number, off, or one per language)."""
 
-    preset: str = deciding("ziya2", f"published thresholds to start from: {', '.join(PRESETS)}", pattern=f"^({'|'.join(PRESETS)})$")
-    toxic_lexicons: list[str] = measuring([], "more toxic-word files (one word a line, # comments), added to the shipped ones", is_file=True)
+    preset: str = deciding(
+        "ziya2", f"published thresholds to start from: {', '.join(PRESETS)}", pattern=f"^({'|'.join(PRESETS)})$"
+    )
+    toxic_lexicons: list[str] = measuring(
+        [], "more toxic-word files (one word a line, # comments), added to the shipped ones", is_file=True
+    )
     advert_lexicons: list[str] = measuring([], "more advert-phrase files, added to the shipped ones", is_file=True)
 
 
@@ -67,7 +70,11 @@ def thresholds(settings: Any) -> dict[str, dict[str, float]]:
         own = getattr(settings, rule.id)
         active = {}
         for language in LANGUAGES:
-            value = own.get(language, preset.get(language)) if isinstance(own, dict) else (own if own is not None else preset.get(language))
+            value = (
+                own.get(language, preset.get(language))
+                if isinstance(own, dict)
+                else (own if own is not None else preset.get(language))
+            )
             if value is not None and value != "off":
                 active[language] = float(value)
         if active:
@@ -80,8 +87,16 @@ def listing(preset: str, as_json: bool) -> str:
     if as_json:
         rows = [
             {
-                "rule": f"rules.{rule.id}", "granularity": rule.granularity, "effect": rule.effect, "bad": rule.bad, "feature": rule.feature, "text": rule.text,
-                "thresholds": dict(rule.thresholds.get(preset, {})), "recalibrated": list(rule.recalibrated), "meaning": rule.meaning, "source": rule.source,
+                "rule": f"rules.{rule.id}",
+                "granularity": rule.granularity,
+                "effect": rule.effect,
+                "bad": rule.bad,
+                "feature": rule.feature,
+                "text": rule.text,
+                "thresholds": dict(rule.thresholds.get(preset, {})),
+                "recalibrated": list(rule.recalibrated),
+                "meaning": rule.meaning,
+                "source": rule.source,
             }
             for rule in RULES
         ]
@@ -90,6 +105,12 @@ def listing(preset: str, as_json: bool) -> str:
     for rule in RULES:
         limits = rule.thresholds.get(preset, {})
         sign = "<" if rule.bad == "below" else ">"
-        parts = [f"{language} {sign} {limits[language]:g}{'*' if language in rule.recalibrated else ''}" for language in LANGUAGES if limits.get(language) is not None]
-        lines.append(f"rules.{rule.id:<34} {rule.granularity:<9} {rule.effect:<4} {', '.join(parts) or 'off':<26} {rule.meaning} [{rule.source}]")
+        parts = [
+            f"{language} {sign} {limits[language]:g}{'*' if language in rule.recalibrated else ''}"
+            for language in LANGUAGES
+            if limits.get(language) is not None
+        ]
+        lines.append(
+            f"rules.{rule.id:<34} {rule.granularity:<9} {rule.effect:<4} {', '.join(parts) or 'off':<26} {rule.meaning} [{rule.source}]"
+        )
     return "\n".join(lines)

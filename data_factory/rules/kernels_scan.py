@@ -24,7 +24,7 @@ from data_factory.characters import (
 )
 from data_factory.rules.kernels_phrases import BOILERPLATE, JAVASCRIPT, POLICY, TEASER
 from data_factory.rules.kernels_repetition import BASE, mix
-from data_factory.rules.kernels_tables import AT, COMPARED, HASH, HEAD, LONGEST_C4_WORD, SHORT_LINE
+from data_factory.rules.kernels_tables import AT, COMPARED, COMPLETE_LINE, HASH, HEAD, LONGEST_C4_WORD, SHORT_LINE
 
 _SEED = np.uint64(0xCBF29CE484222325)
 _PRIME = np.uint64(0x100000001B3)
@@ -100,7 +100,7 @@ def scan(data, start, end, zh, flags, tables, automaton, buffers, counts):  # ty
     stop_kinds = np.int64(0)
     lines = line_chars = longest_line = bullet_lines = ellipsis_lines = teaser_lines = end_mark_lines = short_lines = (
         boilerplate_lines
-    ) = 0
+    ) = complete_lines = short_open_lines = 0
     sentences = c4_sentences = c4_curly_lines = 0
     frozen = False
     compared_chars = compared_newlines = 0
@@ -126,6 +126,7 @@ def scan(data, start, end, zh, flags, tables, automaton, buffers, counts):  # ty
     last_hash = _SEED
     last_ended = 0
     last_ellipsis = False
+    last_point = numba.int32(-1)
     last_end = teaser_end = np.int64(0)
     line_mask = 0
     line_words = line_units = longest_word = solid_run = line_curly = line_sentences = 0
@@ -283,6 +284,7 @@ def scan(data, start, end, zh, flags, tables, automaton, buffers, counts):  # ty
             line_hash = (line_hash ^ np.uint64(point)) * _PRIME
             last_length, last_hash, last_ended, last_end = length, line_hash, ended, i + width
             last_ellipsis = point == 0x2026 or (point == 0x2E and run >= 3) or (point == 0x3002 and run >= 2)
+            last_point = point
             line_words += solid_run == 0
             solid_run += 1
             longest_word = max(longest_word, solid_run)
@@ -305,7 +307,11 @@ def scan(data, start, end, zh, flags, tables, automaton, buffers, counts):  # ty
                     ellipsis_lines += last_ellipsis
                     teaser_lines += last_ellipsis or teaser_end == last_end
                     end_mark_lines += last_ended > 0
+                    marked = last_ended > 0 or last_point in (0x2C, 0x3B, 0x2014, 0xFF0C, 0xFF1B)  # , ; — ， ；
+                    complete = marked and not last_ellipsis and last_length >= COMPLETE_LINE
+                    complete_lines += complete
                     short_lines += last_length <= short_line
+                    short_open_lines += last_length <= short_line and not complete
                     boilerplate_lines += (line_mask & BOILERPLATE) != 0
                     enough = line_units >= 3 if zh else (line_words >= 3 and longest_word <= LONGEST_C4_WORD)
                     if enough and last_ended > 0 and not last_ellipsis and not line_mask & JAVASCRIPT:
@@ -353,6 +359,7 @@ def scan(data, start, end, zh, flags, tables, automaton, buffers, counts):  # ty
         short_lines,
         boilerplate_lines,
     )
+    counts[AT.complete_lines], counts[AT.short_open_lines] = complete_lines, short_open_lines
     counts[AT.sentences], counts[AT.c4_sentences], counts[AT.c4_curly_lines] = sentences, c4_sentences, c4_curly_lines
     counts[AT.url_chars], counts[AT.bracketed_chars] = url_chars, bracketed_chars
     counts[AT.mojibake_chars], counts[AT.filler_chars] = mojibake_chars, filler_chars

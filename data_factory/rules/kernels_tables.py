@@ -13,7 +13,7 @@ COUNTERS = (
     "chars", "words", "word_chars", "tokens", "letter_words", "capital_words", "stop_words", "stop_word_kinds",
     "ellipses", "newlines",
     "lines", "line_chars", "longest_line", "bullet_lines", "ellipsis_lines", "teaser_lines", "end_mark_lines",
-    "short_lines", "boilerplate_lines",
+    "short_lines", "complete_lines", "short_open_lines", "boilerplate_lines",
     "sentences", "c4_sentences", "c4_curly_lines", "url_chars", "bracketed_chars", "mojibake_chars", "filler_chars",
     "head_chars", "head_kinds",
     "space", "han", "letters", "digits", "punctuation", "symbols", "parentheses", "curly", "hashes", "replacements",
@@ -30,6 +30,9 @@ HEAD = 2000  # characters (whitespace apart) over which distinct characters are 
 COMPARED = 1 << 18  # repetition is measured on the head of a document: at most this many units and lines
 SHORT_LINE = (30, 12)  # characters of a short line: other languages (FineWeb), zh
 LONGEST_C4_WORD = 1000
+COMPLETE_LINE = 5  # characters of the shortest line that a mark at its end completes: 诗行，but not 好。
+FREE_REPLACEMENTS = 5  # U+FFFD that cost nothing: some bad bytes do not spoil a page, however short
+FREE_MOJIBAKE = 9  # characters: a page may quote 锟斤拷 three times
 
 GOPHER_STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 # English function words for the share of stop words (our list; BigScience's is longer and has contractions).

@@ -85,14 +85,16 @@ PARAGRAPH_RULES: tuple[Rule, ...] = (
     Rule(
         "remnant_lines", "paragraph",
         "lines with a larger share of HTML tags, entities and template code", "Ziya2 (DE)",
-        "remnant_line", "above", "cut", {"ziya2": {"en": 0.4, "zh": 0.4}}, recalibrated=("en", "zh"),
+        "remnant_line", "above", "cut", {"ziya2": {"en": 0.75, "zh": 0.75}}, recalibrated=("en", "zh"),
     ),
     Rule(
         "byline_lines", "paragraph", "lines that are only a date (1), or a labelled byline or time stamp (2)", "ours",
         "byline_line", "above", "cut", {"ziya2": {"en": 1, "zh": 1}}, recalibrated=("en", "zh"),
     ),
     Rule(
-        "advert_lines", "paragraph", "lines with a larger weight of distinct advert phrases", "Ziya2 (RF); L10",
+        "advert_lines", "paragraph",
+        "lines with a larger weight of distinct advert phrases; 2 at most unless more than half of it is adverts",
+        "Ziya2 (RF); L10",
         "advert_line", "above", "cut", {"ziya2": {"en": 6, "zh": 6}}, recalibrated=("en", "zh"),
     ),
     Rule(

@@ -23,8 +23,8 @@ SENTENCE_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "advert_sentences", "sentence",
-        "sentences with a larger weight of distinct advert phrases", "Ziya2 (RF); MAP-NEO",
-        "advert_sentence", "above", "cut", {"ziya2": {"en": 2, "zh": 4}}, recalibrated=("en", "zh"),
+        "sentences with a larger weight of distinct advert phrases; zh: 2 at most unless half of it is advert clauses",
+        "Ziya2 (RF); MAP-NEO", "advert_sentence", "above", "cut", {"ziya2": {"en": 2, "zh": 4}}, recalibrated=("en", "zh"),
     ),
     Rule(
         "advert_clauses", "sentence", "clauses (between ， ； and end marks) with a larger weight of advert phrases",

@@ -25,6 +25,8 @@ from data_factory.rules.patterns import breadcrumb, byline, citation, counter, r
 from ziya.errors import UserError
 
 Bools = npt.NDArray[np.bool_]
+Found = tuple[I64, I64, F32]  # start, end, value of sentences or clauses
+MOSTLY = 0.5  # share of a sentence or line in adverts above which all of it is an advert
 
 # Rule -> language -> the loosest threshold that stored candidates can answer (stored: above it, or below it where
 # `bad` is "below").
@@ -147,7 +149,7 @@ class Detectors:
         _phrase_rules(table, lines, hits, guarded, chinese)
         _pattern_rules(table, lines, hits, guarded, text)
         self._url_rules(table, lines, matches, line_of, guarded)
-        parts = self._sentence_rules(table, lines, matches, line_of, hits, fenced, text)
+        parts = self._sentence_rules(table, lines, matches, line_of, hits, fenced, guarded, text)
         inside = Spans.concatenate([part.take(~privacy.overlaps(t1, part, protected)) for part in parts])
         private = privacy.spans(t1, privacy.find(t1, self._labels(matches)), protected)
         features = self._features(t1, lines, matches, inside, private)
@@ -175,9 +177,17 @@ class Detectors:
         table.add("inline_urls", start, end, end - start)
 
     def _sentence_rules(
-        self, table: _Table, lines: LineTable, matches: Matches, line_of: I64, hits: _Hits, fenced: Bools, text: bytes
+        self,
+        table: _Table,
+        lines: LineTable,
+        matches: Matches,
+        line_of: I64,
+        hits: _Hits,
+        fenced: Bools,
+        guarded: Bools,
+        text: bytes,
     ) -> list[Spans]:
-        """The spans inside lines, protected text not yet left out."""
+        """The spans inside lines, protected text not yet left out; lines of adverts go to `table`."""
         t1, weights = table.t1, self.lexicon.weights
         own = _Table(t1, table.chinese)
         for group in ("toxic", "advert"):
@@ -188,9 +198,10 @@ class Detectors:
             whole, clauses = kernels.sentences(
                 t1.data, characters.table(), *borders, found.entry, found.start, found.end, weight
             )
-            own.add(f"{group}_sentences", *whole)
             if group == "advert":
-                own.add("advert_clauses", *clauses)
+                _advert_rules(table, own, lines, hits, guarded, whole, clauses)
+            else:
+                own.add("toxic_sentences", *whole)
 
         rows = hits.line[hits.of("remnant")[0] > 0]
         ranges = [(int(lines.start[row]), int(lines.end[row])) for row in rows[~fenced[rows]].tolist()]
@@ -220,15 +231,23 @@ class Detectors:
         thousands = np.maximum(chars / 1000.0, 1.0)
         weight = self.lexicon.weights[:, GROUP["toxic"]]
         hard, covered = kernels.toxic(t1.offsets, matches.entry, matches.start, matches.end, weight)
-        cut = {}
-        for rule, sure in (("advert_sentences", 2), ("remnants", 1)):
-            rows = inside.take((inside.rule == RULE_NUMBER[rule]) & (inside.value > sure))
-            cut[rule] = np.bincount(rows.doc, weights=rows.end - rows.start, minlength=n)
+
+        def sure(rule: str, limit: float) -> Spans:
+            return inside.take((inside.rule == RULE_NUMBER[rule]) & (inside.value > limit))
+
+        def size_of(rows: Spans) -> npt.NDArray[np.float64]:
+            return np.asarray(np.bincount(rows.doc, weights=rows.end - rows.start, minlength=n), np.float64)
+
+        sentences, clauses = sure("advert_sentences", 2), sure("advert_clauses", 2)
+        if len(sentences):  # clauses of a sentence that counts whole do not count again
+            start, end = t1.offsets[sentences.doc] + sentences.start, t1.offsets[sentences.doc] + sentences.end
+            at = t1.offsets[clauses.doc] + clauses.start
+            clauses = clauses.take(at >= np.append(0, end)[np.searchsorted(start, at, side="right")])
         values = (
             hard / np.sqrt(thousands),  # the number of distinct words grows about as the root of a text's length
             np.where(hard >= 2, covered / size, 0.0),
-            cut["advert_sentences"] / size,
-            cut["remnants"] / size,
+            (size_of(sentences) + size_of(clauses)) / size,
+            size_of(sure("remnants", 1)) / size,
             np.bincount(private.doc, minlength=n) / thousands,
         )
         return {name: value.astype(np.float32) for name, value in zip(FEATURES, values, strict=True)}
@@ -289,9 +308,37 @@ def _phrase_rules(table: _Table, lines: LineTable, hits: _Hits, guarded: Bools, 
         if group == "pager":
             share = np.where((opens > 2) & (chars <= np.where(zh, 40, 80)), 1.0, share)
         emit(rule, share, (best > 0) & (short | (opens > 2)))
+
+
+def _advert_rules(
+    table: _Table, own: _Table, lines: LineTable, hits: _Hits, guarded: Bools, whole: Found, clauses: Found
+) -> None:
+    """Adverts at three sizes. The larger cut needs that most of it is advert: else its value is at most 2, and a
+    smaller one applies (in Chinese the clause, in English the sentence).
+    """
+    start, end, value = whole
+    row = np.searchsorted(lines.start, start, side="right") - 1
+    inside = np.searchsorted(start, clauses[0], side="right") - 1
+    covered = np.bincount(inside, weights=(clauses[1] - clauses[0]) * (clauses[2] > 1), minlength=len(start))
+    mixed = table.chinese[lines.doc[row]] & (covered <= MOSTLY * (end - start))
+    value = np.where(mixed, np.minimum(value, 2), value)
+    own.add("advert_sentences", start, end, value)
+    own.add("advert_clauses", *clauses)
+
+    found = np.bincount(row, weights=np.where(mixed, covered, (end - start) * (value > 1)), minlength=len(lines))
     g = GROUP["advert"]
-    density = np.minimum(1.0, np.where(zh, 150 / np.maximum(chars, 1), 60 / np.maximum(counts[:, ln.WORDS], 1)))
-    emit("advert_lines", (hits.strong[:, g] + np.minimum(hits.weak[:, g], 2)) * density, hits.best[:, g] > 0)
+    rows = hits.line[hits.best[:, g] > 0]
+    strong, weak = hits.strong[hits.best[:, g] > 0, g], hits.weak[hits.best[:, g] > 0, g]
+    rare = np.where(
+        table.chinese[lines.doc[rows]],
+        150 / np.maximum(lines.counts[rows, ln.CHARS], 1),
+        60 / np.maximum(lines.counts[rows, ln.WORDS], 1),
+    )
+    weight = (strong + np.minimum(weak, 2)) * np.minimum(rare, 1.0)
+    mostly = found[rows] > MOSTLY * (lines.end[rows] - lines.start[rows])
+    weight = np.where(mostly, weight, np.minimum(weight, 2))[~guarded[rows]]
+    rows = rows[~guarded[rows]]
+    table.add("advert_lines", lines.start[rows], lines.end[rows], weight)
 
 
 def _pattern_rules(table: _Table, lines: LineTable, hits: _Hits, guarded: Bools, text: bytes) -> None:

@@ -16,7 +16,7 @@ from data_factory import characters
 from data_factory.batches import F32, I64, Spans, TextBatch
 from data_factory.rules.kernels import cut_spans, measure_batch
 from data_factory.rules.kernels_phrases import automaton
-from data_factory.rules.kernels_tables import AT, tables
+from data_factory.rules.kernels_tables import AT, FREE_MOJIBAKE, FREE_REPLACEMENTS, tables
 
 Counts = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
@@ -34,17 +34,18 @@ _RATIOS: Mapping[str, tuple[str, str, float]] = {
     "ellipsis_lines": ("ellipsis_lines", "lines", 0),
     "teaser_lines": ("teaser_lines", "lines", 0),
     "end_mark_lines": ("end_mark_lines", "lines", 1),
-    "short_lines": ("short_lines", "lines", 0),
+    "short_lines": ("short_open_lines", "lines", 0),
+    "short_lines_fineweb": ("short_lines", "lines", 0),
     "boilerplate_lines": ("boilerplate_lines", "lines", 0),
-    "mean_line_length": ("line_chars", "lines", 1000),
+    "mean_line_length": ("line_chars", "open_lines", 1000),
     "space_share": ("space", "chars", 0),
     "han_share": ("han", "chars", 1),
     "parenthesis_share": ("parentheses", "chars", 0),
     "bracketed_share": ("bracketed_chars", "chars", 0),
     "url_share": ("url_chars", "chars", 0),
     "curly_share": ("curly", "chars", 0),
-    "replacement_share": ("replacements", "chars", 0),
-    "mojibake_share": ("mojibake_chars", "chars", 0),
+    "replacement_share": ("excess_replacements", "chars", 0),
+    "mojibake_share": ("excess_mojibake", "chars", 0),
     "filler_share": ("filler_chars", "chars", 0),
     "punctuation_share": ("punctuation", "solid", 0.1),
     "symbol_share": ("symbols", "solid", 0),
@@ -119,6 +120,9 @@ def measure(batch: TextBatch, langs: npt.NDArray[np.uint8], protected: Spans) ->
     column["solid"] = column["chars"] - column["space"]
     column["alphanumeric"] = column["letters"] + column["digits"]
     column["unpunctuated"] = column["solid"] - column["punctuation"]
+    column["open_lines"] = column["lines"] - column["complete_lines"]
+    column["excess_replacements"] = np.maximum(column["replacements"] - FREE_REPLACEMENTS, 0)
+    column["excess_mojibake"] = np.maximum(column["mojibake_chars"] - FREE_MOJIBAKE, 0)
     column["compared_unbroken"] = column["compared_chars"] - column["compared_newlines"]
 
     features = {

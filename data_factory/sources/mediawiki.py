@@ -94,8 +94,7 @@ class _Scanner:
         self._origins, self._searched = origins, 0
 
     def wants(self, offset: int) -> bool:
-        """Whether text of the stream at `offset` is needed: it is in the range, or a page of the range is still open.
-        """
+        """Whether text of the stream at `offset` is needed: it is in the range, or a page of the range is still open."""
         return offset < self._end or (bool(self._buffer) and self._origin(0) < self._end)
 
     def feed(self, piece: _Text) -> Iterator[tuple[int, int, bytes] | Damage]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 FILTERS = ("gopher_quality", "gopher_repetition", "c4_quality", "fineweb_quality")
-FINEWEB_RULES = ("min_end_mark_lines", "max_short_lines", "max_newlines_per_word", "max_duplicate_line_chars_fineweb")
+FINEWEB_RULES = ("min_end_mark_lines", "max_short_lines_fineweb", "max_newlines_per_word", "max_duplicate_line_chars_fineweb")
 
 
 def peer() -> None:

@@ -4,7 +4,7 @@
 
 Input: JSONL with a `text` field. The English file is tokenised Wikipedia text (WikiText): it is detokenised, and its
 `<unk>` are removed, before anything sees it. Bar: at most 2 % of the documents of a language fall to any rule. The
-share of bytes that each cut rule removes stands beside it, with every document that lost more than a hundredth.
+share of bytes that each cut rule removes stands beside it; `--texts` adds the largest cuts.
 """
 
 from __future__ import annotations
@@ -79,22 +79,24 @@ def run_factory(texts: dict[str, list[str]], work: Path, overrides: list[str]) -
     return work / "out"
 
 
-def collect(out: Path) -> dict[str, Any]:
+def collect(out: Path, texts: bool) -> dict[str, Any]:
     """Per source: documents, those that fell (with reasons), and the bytes that each rule cut."""
     config = run_state.stored_config(out)
     sources: dict[str, dict[str, Any]] = {}
     reasons: dict[str, list[dict[str, Any]]] = {}
     for path in sorted((out / "decisions").glob("*.parquet")):
-        measured = read_table(out / "measurements" / path.name, ["id", "source", "chars"]).to_pylist()
+        measured = read_table(out / "measurements" / path.name, ["id", "source", "key"]).to_pylist()
         for decision, row in zip(read_table(path).to_pylist(), measured, strict=True):
-            source = sources.setdefault(row["source"], {"documents": 0, "fell": [], "cut": Counter(), "cut_documents": defaultdict(list), "bytes": 0})
+            empty = {"documents": 0, "fell": [], "cut": Counter(), "cut_documents": defaultdict(list), "bytes": 0}
+            source = sources.setdefault(row["source"], empty)
             source["documents"] += 1
             reasons[decision["id"]] = decision["reasons"]
             if not decision["kept"]:
-                source["fell"].append({"id": decision["id"], "stage": decision["stage"], "reasons": [_reason(reason) for reason in decision["reasons"]]})
+                why = [_reason(reason) for reason in decision["reasons"]]
+                source["fell"].append({"id": decision["id"], "key": row["key"], "stage": decision["stage"], "reasons": why})
         for table in read_batches(out / "documents" / path.name):
             _collect_cuts(table, config, out, sources)
-    return {name: _summary(source) for name, source in sorted(sources.items())}
+    return {name: _summary(source, texts) for name, source in sorted(sources.items())}
 
 
 def _collect_cuts(table: Any, config: Any, out: Path, sources: dict[str, dict[str, Any]]) -> None:
@@ -107,25 +109,26 @@ def _collect_cuts(table: Any, config: Any, out: Path, sources: dict[str, dict[st
         source = sources[rows[doc]["source"]]
         rule = finish.span_rule_id(int(number))
         source["cut"][rule] += int(end - start)
-        shown = raw[doc][start:end].decode()
+        shown = "" if rule.startswith("rules.mask_") else raw[doc][start:end].decode()
         share = round(float(end - start) / len(raw[doc]), 4)
-        source["cut_documents"][rule].append({"id": rows[doc]["id"], "share": share, "value": round(float(value), 3), "text": shown if "mask" not in rule else ""})
+        item = {"id": rows[doc]["id"], "share": share, "value": round(float(value), 3), "text": shown}
+        source["cut_documents"][rule].append(item)
 
 
 def _reason(reason: dict[str, Any]) -> dict[str, Any]:
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in reason.items() if value is not None}
 
 
-def _summary(source: dict[str, Any]) -> dict[str, Any]:
+def _summary(source: dict[str, Any], texts: bool) -> dict[str, Any]:
     fell_to_rules = [item for item in source["fell"] if item["stage"] == "rules"]
     rules = Counter(reason["rule"] for item in fell_to_rules for reason in item["reasons"])
     cuts = {}
     for rule, size in sorted(source["cut"].items(), key=lambda item: (-item[1], item[0])):
         spans = source["cut_documents"][rule]
-        largest = sorted(spans, key=lambda item: (-item["share"], item["id"]))[:5]
+        largest = sorted(spans, key=lambda item: (-item["share"], item["id"]))[:5 if texts else 0]
         cuts[rule] = {
             "spans": len(spans), "documents": len({item["id"] for item in spans}), "byte_share": round(size / source["bytes"], 6),
-            "largest": [item | {"text": item["text"][:SHOWN]} for item in largest],
+            **({"largest": [item | {"text": item["text"][:SHOWN]} for item in largest]} if texts else {}),
         }
     share = len(fell_to_rules) / source["documents"]
     return {
@@ -144,6 +147,7 @@ def main() -> int:
     parser.add_argument("--en", type=Path, required=True)
     parser.add_argument("--zh", type=Path, required=True)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--texts", action="store_true", help="show the five largest cuts of every rule")
     parser.add_argument("--full", type=Path, help="also keep the run's folder, for `ziya-data explain`")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the run")
     arguments = parser.parse_args()
@@ -151,16 +155,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         work = arguments.full or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
-        result = collect(run_factory(texts, work, arguments.overrides))
+        result = collect(run_factory(texts, work, arguments.overrides), arguments.texts)
     command = " ".join(["python scripts/bench/keeps_good.py --en", arguments.en.name, "--zh", arguments.zh.name, *arguments.overrides])
     document = {"date": date.today().isoformat(), "command": command, "bar": BAR, "languages": result}
     text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
     if arguments.output:
         arguments.output.write_text(text, encoding="utf-8")
     for language, row in result.items():
-        print(f"{language}: {row['fell_to_rules']} of {row['documents']} documents fall to a rule ({row['share']:.2%}; bar {BAR:.0%}), {row['cut_byte_share']:.3%} of the bytes cut")
+        fell = f"{row['fell_to_rules']} of {row['documents']} documents fall to a rule ({row['share']:.2%}; bar {BAR:.0%})"
+        print(f"{language}: {fell}, {row['cut_byte_share']:.3%} of the bytes cut")
         for item in row["documents_that_fell"]:
-            print(f"  {item['id']} {item['stage']}: {item['reasons']}")
+            print(f"  {item['key']} {item['stage']}: {item['reasons']}")
         for rule, cut in row["cuts"].items():
             print(f"  {rule}: {cut['spans']} spans in {cut['documents']} documents, {cut['byte_share']:.4%}")
     return 0 if all(row["meets_bar"] for row in result.values()) else 1

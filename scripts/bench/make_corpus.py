@@ -79,11 +79,11 @@ PACKAGES: tuple[tuple[str, str], ...] = (
 MAX_FILE = 8 << 20  # larger files are indexes and concatenations of the pages beside them
 MIN_CHARS = 200
 ENGLISH = frozenset(
-    "the of to and a in is for it that be this with are on as or an by not from you can if".split()  # noqa: SIM905
+    "the of to and a in is for it that be this with are on as or an by not from you can if".split()
 )
 # Folders of translations into other languages: what is English in them is untranslated, and a copy.
 OTHER_LANGUAGES = frozenset(
-    "ar as bg bn ca cs da de el eo es et eu fa fi fr gl gu he hi hr hu id it ja ka kn ko lt lv ml mr nb nl nn no "  # noqa: SIM905
+    "ar as bg bn ca cs da de el eo es et eu fa fi fr gl gu he hi hr hu id it ja ka kn ko lt lv ml mr nb nl nn no "
     "oc or pa pl pt ro ru sk sl sr sv ta te th tr ug uk vi".split()
 )
 HAN = re.compile(r"[\u3400-\u9fff]")

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,12 @@ def pack(folder: Path, documents: list[str], size: float, args: argparse.Namespa
         kept = folder / f"kept-{repeat}.parquet"
         with table_writer(kept, KEPT) as writer:
             for number, text in enumerate(documents):
-                row = dict.fromkeys(KEPT.names, "") | {"id": f"{repeat}-{number}", "text": text, "source": "bench"}
-                row |= {"perplexity": None, "copies": 1, "protected": [], "prompt_bytes": 0}
+                row: dict[str, Any] = dict.fromkeys(KEPT.names, "")
+                row |= {"id": f"{repeat}-{number}", "text": text, "source": "bench", "copies": 1}
+                row |= {"perplexity": None, "protected": [], "prompt_bytes": 0}
                 writer.write(pa.Table.from_pylist([row], schema=KEPT))
         files.append(folder / f"tokens-{repeat}")
-        seconds, _ = cpu(lambda kept=kept: packing.tokenize_unit(kept, files[-1], args.tokenizer))
+        seconds, _ = cpu(partial(packing.tokenize_unit, kept, files[-1], args.tokenizer))
         total += seconds
     result: dict[str, Any] = {"tokenize_unit_mb_s": round(size / total, 1), "peak_mb_tokenize": peak_mb()}
     for mode in ("splice", "whole"):
@@ -107,9 +109,7 @@ def pack(folder: Path, documents: list[str], size: float, args: argparse.Namespa
         })
         source = config.sources[0]
         for _ in range(2):  # the first call compiles
-            seconds, manifest = cpu(
-                lambda: packing.pack_source(files, source, config, folder / mode, folder / "work")  # noqa: B023
-            )
+            seconds, manifest = cpu(partial(packing.pack_source, files, source, config, folder / mode, folder / "work"))
         result[f"{mode}_mb_s"] = round(size / seconds, 1)
         result[f"{mode}_million_tokens_s"] = round(manifest["tokens"] / seconds / 1e6, 1)
         result[f"{mode}_padding_share"] = manifest["padding_share"]

@@ -18,7 +18,10 @@ DATA = [sys.executable, "-m", "data_factory.cli"]
 
 def step(title: str, command: list[str]) -> None:
     """Run one command of the demo; its failure ends the demo with its exit code."""
-    print(f"\n== {title}\n   $ {' '.join(Path(part).name if part == sys.executable else part for part in command)}", flush=True)
+    print(
+        f"\n== {title}\n   $ {' '.join(Path(part).name if part == sys.executable else part for part in command)}",
+        flush=True,
+    )
     code = subprocess.run(command, cwd=ROOT, check=False).returncode
     if code:
         print(f"demo: that command failed with exit code {code}", file=sys.stderr)
@@ -30,7 +33,10 @@ def main() -> None:
     started = time.monotonic()
     for folder in (CRAWL, OUT):
         shutil.rmtree(folder, ignore_errors=True)
-    step("1. a small, messy, bilingual crawl with a planted fate for every page", [sys.executable, "scripts/demo/make_crawl.py", CRAWL.name])
+    step(
+        "1. a small, messy, bilingual crawl with a planted fate for every page",
+        [sys.executable, "scripts/demo/make_crawl.py", CRAWL.name],
+    )
     step("2. the data factory", [*DATA, "run", "configs/data/demo.yaml", "--output", OUT.name])
     step("3. did every planted page meet its fate?", [sys.executable, "scripts/demo/check.py", OUT.name, CRAWL.name])
     print(f"\ndemo: done in {time.monotonic() - started:.0f} s. Open {OUT.name}/report.html in a browser; try:")

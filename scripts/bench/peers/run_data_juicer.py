@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -103,19 +104,19 @@ def main() -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     log = run.stdout.decode(errors="replace")
     (work / "log.txt").write_text(log, encoding="utf-8")
-    kept = sorted((work / "out").glob("**/kept*.jsonl"))
-    rows = [json.loads(line) for path in kept for line in path.open(encoding="utf-8") if "_stats" not in path.name]
-    result = {
+    kept = work / "out" / "kept.jsonl"
+    rows = [json.loads(line) for line in kept.open(encoding="utf-8")] if kept.exists() else []
+    result: dict[str, Any] = {
         "rc": run.returncode,
         "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         "wall_s": time.monotonic() - start,
         "peak_rss": after.ru_maxrss * 1024,
         "kept": len(rows),
         "kept_bytes": sum(len(row["text"].encode()) for row in rows),
-        "fused": "FusedFilter" in log or "fused_filter" in log.lower(),
+        "fused": "Ops are fused into one op" in log,
     }
     if run.returncode:
-        result["error"] = log.strip().splitlines()[-1][-300:]
+        result["error"] = re.sub(r"/[^\s'\"]+/", "", log.strip().splitlines()[-1])[-300:]
     sys.stdout.write(json.dumps(result) + "\n")
 
 

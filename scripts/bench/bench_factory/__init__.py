@@ -1,0 +1,1 @@
+"""The parts and the table of `scripts/bench/data_factory.py`."""
