@@ -123,7 +123,8 @@ _TAG_NAMES = (
 )
 _REMNANT = re.compile(
     rf"</?(?:{_TAG_NAMES})\s+[a-z-]+\s?=\s?[\"'][^<>]{{0,2000}}>"  # a tag with an attribute
-    rf"|<(?P<tag>{_TAG_NAMES})>[^<>\n]{{1,200}}</(?P=tag)>"  # an element on one line
+    # an element on one line; an exponent or an index (2<sup>32</sup>) is content, a footnote's <sup>[1]</sup> is none
+    rf"|<(?!(su[bp])>[^<>\[\]\n]{{1,20}}</\1>)(?P<tag>{_TAG_NAMES})>[^<>\n]{{1,200}}</(?P=tag)>"
     r"|<br\s?/?>\s*$|<!--\[if |<!DOCTYPE html|<!\[CDATA\["
     r"|&(?:nbsp|ldquo|rdquo|lsquo|rsquo|mdash|ndash|hellip|raquo|laquo|middot|bull|copy|reg|trade|#0?39|#160|#82\d\d);"
     r"|javascript:\s?(?:void|;)|__doPostBack\(|var _hmt\b|_gaq\.push\(|document\.write\(",

@@ -260,3 +260,15 @@ def take_lines(data, offsets, chosen):  # type: ignore[no-untyped-def]
     for j in range(len(chosen)):
         out[ends[j] : ends[j + 1]] = data[offsets[chosen[j]] : offsets[chosen[j] + 1]]
     return out, ends
+
+
+@numba.njit(cache=True)
+def characters(data, offsets, document, n):  # type: ignore[no-untyped-def]
+    """int64 [n]: characters of each document's lines, a line's newline counted for its end."""
+    counts = np.zeros(n, np.int64)
+    for line in range(len(document)):
+        count = 0
+        for i in range(offsets[line], offsets[line + 1]):
+            count += data[i] & 0xC0 != 0x80
+        counts[document[line]] += count
+    return counts

@@ -212,10 +212,8 @@ def _lengths(
         # bincount adds in line order, in float64: the same sum for a document in any batch.
         total = np.bincount(lines.document, logs, len(t1)).astype(np.float64)
     length = np.bincount(lines.document, tokens + 1, len(t1)).astype(np.int64)
-    if characters and len(lines):
-        # first byte of every character; a line's newline stands for its end
-        counts = np.add.reduceat((lines.data & 0xC0) != 0x80, lines.offsets[:-1], dtype=np.int64)
-        chars = np.bincount(lines.document, counts, len(t1)).astype(np.int64)
+    if characters:
+        chars = lm_kernels.characters(lines.data, lines.offsets, lines.document, len(t1))
     return total, length, chars
 
 

@@ -30,11 +30,11 @@ def setting_values(config: DataConfig, phase: str) -> dict[str, Any]:
     for name, field, value in settings.leaves(config):
         if settings.phase(field) != phase or name.endswith(".paths"):
             continue
-        value = _content(name, value) if settings.is_file(field) else value
-        if isinstance(value, dict):  # one entry a key, so that a change is named by its key
-            values |= {f"{name}.{key}": item for key, item in sorted(value.items())}
+        shown = _content(name, value) if settings.is_file(field) else value
+        if isinstance(shown, dict):  # one entry a key, so that a change is named by its key
+            values |= {f"{name}.{key}": item for key, item in sorted(shown.items())}
         else:
-            values[name] = value
+            values[name] = shown
     return values
 
 

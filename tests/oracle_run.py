@@ -437,4 +437,4 @@ def stage_of(rule: str) -> str:
     return {
         "read": "read", "language": "preprocess", "url": "preprocess", "scoring": "score", "rules": "rules",
         "dedup": "deduplicate",
-    }[rule.split(".")[0]]  # fmt: skip
+    }[rule.split(".", maxsplit=1)[0]]  # fmt: skip

@@ -138,6 +138,8 @@ def test_every_phrase_of_every_list_is_found_and_no_good_text_is():
         ('text <a href="/x">', ['<a href="/x">']),
         ("one <b>bold</b> word", ["<b>bold</b>"]),
         ("line<br/>\nnext", ["<br/>"]),
+        ("不等于 2<sup>32</sup>−1，H<sub>2</sub>O", []),
+        ("修改二进制代码<sup>[1]</sup>。", ["<sup>[1]</sup>"]),
         ("a&nbsp;b &#8217;", ["&nbsp;", "&#8217;"]),
         ("javascript:void(0)", ["javascript:void"]),
         ("正文\n\n返回首页\n更多", ["返回首页"]),

@@ -6,6 +6,7 @@ import errno
 from pathlib import Path
 
 import pytest
+
 from ziya.errors import UserError, run_main
 from ziya.files import atomic_path, json_bytes, read_json, remove_temporaries, write_bytes, write_json
 from ziya.manifest import Markers, identity

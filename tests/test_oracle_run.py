@@ -14,6 +14,8 @@ import pytest
 from crawls import ROOT, SHARED, page, prose, record, write_warc, ziya_data
 from oracle_run import Oracle, check_properties
 
+from data_factory import cli
+
 MODELS = ROOT / "scripts" / "demo" / "models"
 FOOTERS = {
     "en": ["Read the full archive of our village chronicle in the town hall", "Printed on paper from the old mill"],
@@ -86,14 +88,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         folder / "reference.jsonl",
         [{"text": prose(30_000 + n, "zh" if n % 3 == 0 else "en", 4 + n % 18), "url": f"http://ref.example/{n}"} for n in range(12)],
     )
-    asked = [
-        {
-            "prompt": f"Who keeps the museum of valley {n}? Ask root{n}@example.org." if n % 2 else f"第{n}个村子的桥是谁修的？请问13912345{n:03d}。",
-            "text": prose(500 + n, "en" if n % 2 else "zh", 4),
-            "task": "qa",
-        }
+    prompts = [
+        f"Who keeps the museum of valley {n}? Ask root{n}@example.org." if n % 2 else f"第{n}座桥谁修的？请问13912345{n:03d}。"
         for n in range(10)
-    ]  # fmt: skip
+    ]
+    asked = [
+        {"prompt": prompt, "text": prose(500 + n, "en" if n % 2 else "zh", 4), "task": "qa"}
+        for n, prompt in enumerate(prompts)
+    ]
     write_lines(folder / "tasks.jsonl", asked)
     (folder / "banned.txt").write_text("ref.example\n", encoding="utf-8")
     config = {
@@ -147,7 +149,7 @@ def test_moved_thresholds_equal_the_reference(
     shutil.copytree(made["out"], tmp_path / "out")
     for name in ("banned.txt",):
         shutil.copy(made["folder"] / name, tmp_path / name)
-    ziya_data("decide", tmp_path / "out", *settings, *model_paths(), "--workers", 1)
+    assert cli.main(["decide", str(tmp_path / "out"), *settings, *model_paths(), "--workers", "1"]) == 0
     counts = checked(tmp_path / "out")
     assert counts.get(told), counts
 

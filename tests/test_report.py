@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from crawls import page, prose, record, write_config, write_warc, ziya_data
+
 from data_factory.report import charts
 from data_factory.report.collect import Smallest
 

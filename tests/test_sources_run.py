@@ -14,14 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 import zstandard
-from crawls import ROOT, crawl, digests, page, prose, record, write_config, write_warc, ziya_data
+from crawls import ROOT, crawl, digests, page, prose, record, write_config, write_warc
 
+from data_factory import cli
 from ziya.packs import PackReader
 
 MODELS = ROOT / "scripts" / "demo" / "models"
 TOKENIZER = MODELS / "tokenizer.model"
 HEAD = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/" version="0.10"><siteinfo><sitename>W</sitename>
 <dbname>zhwiki</dbname><base>https://zh.wikipedia.org/wiki/Main</base></siteinfo>\n"""
+
+
+def ziya_data(*arguments: object) -> None:
+    """The command inside this process (its workers are processes all the same): saves a start for each of many runs."""
+    assert cli.main([str(argument) for argument in arguments]) == 0, arguments
 
 
 def rows(out: Path, table: str) -> list[dict[str, Any]]:
@@ -124,10 +130,11 @@ def test_every_text_arrives_whole_and_once(mixed: dict[str, Any]) -> None:
     texts = [row["text"] for row in rows(mixed["out"], "kept")]
     numbers = [
         *range(1000, 1012), *range(1100, 1112), *range(1200, 1212), *range(1300, 1312), *range(1400, 1412),
-        *range(2000, 2012), *range(2100, 2112), *range(2200, 2212), *range(3000, 3020), *range(4000, 4010),
-        *range(4100, 4110), *range(4200, 4208),
+        *range(2000, 2012), *range(2100, 2112), *range(2200, 2212), *range(3000, 3020),
     ]  # fmt: skip
-    wanted = sorted("".join(both(number).split()) for number in numbers)
+    wanted = [both(number) for number in numbers]
+    wanted += [f"T{n}" + both(n) for n in (*range(4000, 4010), *range(4100, 4110), *range(4200, 4208))]
+    wanted = sorted("".join(text.split()) for text in wanted)
     assert sorted("".join(text.split()) for text in texts) == wanted
 
 
@@ -233,10 +240,10 @@ def test_frequent_lines_are_cut(tmp_path: Path) -> None:
 
 
 def test_supervised_pairs_become_whole_packs(tmp_path: Path) -> None:
+    asks = [f"第{n}座桥是谁修的？" if n % 2 else f"Who built bridge number {n}?" for n in range(40)]
     entries = [
-        {"ask": f"第{n}座桥是谁修的？" if n % 2 else f"Who built bridge number {n}?", "answer": both(n)[: 40 + 13 * n], "kind": ["qa", "story"][n % 3 == 0]}
-        for n in range(40)
-    ]  # fmt: skip
+        {"ask": ask, "answer": both(n)[: 40 + 13 * n], "kind": "qa" if n % 3 else "story"} for n, ask in enumerate(asks)
+    ]
     write(tmp_path / "in.jsonl", "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in entries).encode())
     source = {
         "name": "tasks", "paths": [str(tmp_path / "in.jsonl")], "kind": "supervised", "text_field": "answer",
@@ -285,7 +292,8 @@ def test_trafilatura_can_be_selected(tmp_path: Path) -> None:
 def decided(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A small crawl with scoring, rules, lines, evaluation and packs, and a finished run."""
     folder = tmp_path_factory.mktemp("decided")
-    pages = [record(f"http://a.example/{n}", page(f"{both(n // 2 * 2)}\n\nShare this article with your friends\n\nMail me{n}@example.org", "")) for n in range(30)]
+    twins = [f"{both(n // 2)}\n\nShare this article with your friends\n\nMail me{n}@example.org" for n in range(30)]
+    pages = [record(f"http://a.example/{n}", page(text, "")) for n, text in enumerate(twins)]
     pages += [record(f"http://b.example/{n}", page(both(100 + n), "")) for n in range(30)]
     write_warc(folder / "crawl" / "a.warc.gz", pages)
     config = write_config(
