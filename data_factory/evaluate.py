@@ -9,7 +9,8 @@
 
 Unqualified rate = documents that fail any metric / documents evaluated; `passed` compares it with the pass mark,
 `sufficient` compares the upper Clopper-Pearson bound. What the paper leaves open and we define:
-- perplexity: of T2, against the median of the sample in the same language (and an absolute cap when set);
+- perplexity: of T2 (that of T1 where nothing was cut: the texts are the same), against the median of the sample in
+  the same language (and an absolute cap when set);
 - informativeness: bits per character of the normalised text under the language model, times the share of distinct
   12-byte windows: templates are cheap for the model, repetition is not distinct, both say little per character;
 - readability: share of characters in garbled sequences, endless words and sentences

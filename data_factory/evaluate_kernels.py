@@ -324,10 +324,7 @@ def _mark_size(data, i, last):  # type: ignore[no-untyped-def]
     if byte == 0xC2 and i + 1 < last and data[i + 1] in (0xBB, 0xAB, 0xB7):  # » « ·
         return 2
     if i + 2 < last and data[i + 1] == 0x80:
-        if byte == 0xE3 and data[i + 2] == 0x80:  # ideographic space
-            return 3
-        if byte == 0xE2 and data[i + 2] == 0xA2:  # •
-            return 3
+        return 3 * ((byte == 0xE3 and data[i + 2] == 0x80) or (byte == 0xE2 and data[i + 2] == 0xA2))  # U+3000, •
     return 0
 
 

@@ -27,9 +27,12 @@ _AFTER_DECISIONS = ("evaluation.", "tokenizer.", "packing.", "seed", "sources.")
 def setting_values(config: DataConfig, phase: str) -> dict[str, Any]:
     """Dotted name -> value of all settings of a phase; files are represented by digests of their content, input paths are left out."""
     values: dict[str, Any] = {}
-    for name, field, value in settings.leaves(config):
+    for name, field, given in settings.leaves(config):
+        value = given
         if settings.phase(field) != phase or name.endswith(".paths"):
             continue
+        if name == "scoring.models" and not config.scoring.enabled:
+            value = {}  # never opened: they need not exist
         shown = _content(name, value) if settings.is_file(field) else value
         if isinstance(shown, dict):  # one entry a key, so that a change is named by its key
             values |= {f"{name}.{key}": item for key, item in sorted(shown.items())}
