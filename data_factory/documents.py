@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -126,3 +126,15 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read a whole Parquet file on one thread."""
     with pq.ParquetFile(path, memory_map=False) as file:
         return file.read(columns=columns, use_threads=False)
+
+
+def read_rows(path: Path, rows: Iterable[int]) -> Iterator[tuple[int, pa.Table]]:
+    """Yield (row, table of that one row) of a file that `table_writer` wrote; every row group is read once."""
+    with pq.ParquetFile(path, memory_map=False) as file:
+        group, table = -1, None
+        for row in sorted(set(rows)):
+            if row // ROWS_PER_GROUP != group:
+                group = row // ROWS_PER_GROUP
+                table = file.read_row_group(group, use_threads=False)
+            assert table is not None
+            yield row, table.take(pa.array([row % ROWS_PER_GROUP]))  # a copy: the row group can go

@@ -321,7 +321,7 @@ def decided(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 )
 def test_decide_equals_a_fresh_run_and_goes_back(decided: dict[str, Any], settings: list[str], tmp_path: Path) -> None:
     """Moved settings give the bytes of a fresh run, and moving them back gives the first run's bytes."""
-    moved = decided["folder"] / f"moved-{abs(hash(tuple(settings)))}"  # beside `out`: stored paths are relative to it
+    moved = decided["folder"] / f"moved-{tmp_path.name}"  # beside `out`: stored paths are relative to it
     shutil.copytree(decided["out"], moved)
     ziya_data("decide", moved, *settings, "--workers", 1)
     fresh = decided["folder"] / f"fresh-{moved.name}"

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from data_factory import finish
 from data_factory.config import DataConfig
-from data_factory.documents import read_table
+from data_factory.documents import read_rows, read_table
 from data_factory.rules import RULE, RULES
 from data_factory.sources.record import DROPS
 
@@ -43,6 +43,10 @@ class Smallest:
     def items(self, group: str) -> list[Any]:
         """The values of a group, smallest key first."""
         return [value for _, value in sorted(self.groups.get(group, []), key=lambda item: item[0].key)]
+
+    def all(self) -> list[Any]:
+        """The values of all groups."""
+        return [value for heap in self.groups.values() for _, value in heap]
 
 
 class _Reversed:
@@ -93,6 +97,7 @@ def collect(config: DataConfig, out: Path, summary: dict[str, Any]) -> dict[str,
     for path in sorted((out / "keys").glob("*.parquet")):
         values = pc.value_counts(pc.list_flatten(read_table(path, ["cut_rules"])["cut_rules"])).to_pylist()
         touched.update({item["values"]: item["counts"] for item in values})
+    texts = _fetch(out, dropped, cut)
     return {
         **summary,
         "languages": {
@@ -106,13 +111,13 @@ def collect(config: DataConfig, out: Path, summary: dict[str, Any]) -> dict[str,
             ]
             for language, bins in sorted(histogram.items())
         },
-        "rules": _rules(config, out, summary["reasons"], dropped),
+        "rules": _rules(texts, summary["reasons"], dropped),
         "cuts": [
             {
                 "rule": rule,
                 "documents": touched[rule],
                 "meaning": _meaning(rule),
-                "samples": _cut_samples(config, out, rule, cut),
+                "samples": _cut_samples(config, out, texts, rule, cut),
             }
             for rule in sorted(touched, key=lambda rule: (-touched[rule], rule))
         ],
@@ -161,12 +166,30 @@ def _meaning(rule: str) -> str:
     return _MEANINGS.get(rule, "")
 
 
-def _rules(config: DataConfig, out: Path, reasons: dict[str, int], dropped: Smallest) -> list[dict[str, Any]]:
+Texts = dict[tuple[str, int], pa.Table]
+
+
+def _fetch(out: Path, *samples: Smallest) -> Texts:
+    """(unit, row of documents/) -> that row, for all samples; every row group is read once."""
+    wanted: dict[str, set[int]] = {}
+    for sample in samples:
+        for where in sample.all():
+            if where["row"] >= 0:
+                wanted.setdefault(where["unit"], set()).add(where["row"])
+    return {
+        (unit, row): table
+        for unit in sorted(wanted)
+        for row, table in read_rows(out / "documents" / f"{unit}.parquet", wanted[unit])
+    }
+
+
+def _rules(texts: Texts, reasons: dict[str, int], dropped: Smallest) -> list[dict[str, Any]]:
     rows = []
     for rule, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
         samples = []
         for where in dropped.items(rule):
-            text = masked_text(config, out, where["unit"], where["row"]) if where["row"] >= 0 else ""
+            table = texts.get((where["unit"], where["row"]))
+            text = masked_text(table) if table is not None else ""
             samples.append(
                 {
                     "id": where["id"],
@@ -181,22 +204,19 @@ def _rules(config: DataConfig, out: Path, reasons: dict[str, int], dropped: Smal
     return rows
 
 
-def masked_text(config: DataConfig, out: Path, unit: str, row: int) -> str:
-    """T1 of one document with private data masked (cuts left in): what may be shown. Empty when pruned."""
-    table = read_table(out / "documents" / f"{unit}.parquet").slice(row, 1)
-    if table["text"].null_count:
-        return ""
-    return finish.masked_only(table).string(0)
+def masked_text(table: pa.Table) -> str:
+    """T1 of one row of documents/ with private data masked (cuts left in): what may be shown. Empty when pruned."""
+    return "" if table["text"].null_count else finish.masked_only(table).string(0)
 
 
-def _cut_samples(config: DataConfig, out: Path, rule: str, cut: Smallest) -> list[str]:
+def _cut_samples(config: DataConfig, out: Path, texts: Texts, rule: str, cut: Smallest) -> list[str]:
     """What the rule removed in its sample documents. Private data is never shown: a mask rule shows its replacement only."""
     name = rule.removeprefix("rules.")
     if name in RULE and RULE[name].effect == "mask":
         return [finish.mask_token(name)]
     samples = []
     for where in cut.items(rule):
-        table = read_table(out / "documents" / f"{where['unit']}.parquet").slice(where["row"], 1)
+        table = texts[where["unit"], where["row"]]
         if not table["text"].null_count:
             samples += finish.cut_texts(table, config, out, rule)[:1]
     return [text[:SAMPLE_CHARS] for text in samples]
