@@ -18,7 +18,7 @@ from data_factory.dedup.rows import STAGES, SURVIVOR
 from data_factory.dedup.url_keys import url_keys
 from data_factory.documents import read_batches, read_table
 from data_factory.identify import format_ids, parse_ids
-from ziya.files import atomic_path
+from ziya.files import atomic_path, file_digest
 
 # Winners' order: documents of unranked (curated) sources first, then by tier.
 _TIER_ORDER = {"unranked": 0, "high": 1, "medium": 2, "low": 3}
@@ -101,6 +101,7 @@ _REASONS = {"seen": "dedup.seen_urls", "url": "dedup.url", "exact": "dedup.exact
 def deduplicate(config: DataConfig, out: Path, names: Sequence[str], memory_rows: int) -> dict[str, Any]:
     """Run URL, exact and fuzzy deduplication; writes work/duplicates/<unit>.npz and duplicates/pairs.parquet. Returns counts."""
     earlier = seen.SeenUrls.load(config.dedup.seen_urls) if config.dedup.seen_urls else None
+    earlier_runs = [f"earlier run {file_digest(Path(path))}" for path in config.dedup.seen_urls]  # by its filter's digest
 
     def signatures(unit: int) -> Any:
         column = read_table(out / "keys" / f"{names[unit]}.parquet", ["minhash"])["minhash"].combine_chunks()
@@ -132,7 +133,7 @@ def deduplicate(config: DataConfig, out: Path, names: Sequence[str], memory_rows
             else np.zeros(0),
             np.array([limits.get(stage, np.nan) for stage in stages], np.float64),
             [
-                f"earlier run {losers['winner_lo'][at]}" if stage == "seen" else winners[at]
+                earlier_runs[losers["winner_lo"][at]] if stage == "seen" else winners[at]
                 for at, stage in enumerate(stages)
             ],
             copies["row"].astype(np.int64),

@@ -150,6 +150,14 @@ class Lines(Settings):
     floor: int = measuring(3, "lines seen in fewer distinct documents are not stored", ge=2)
     max_documents: int = deciding(200, "cut lines that stand in more distinct documents than this; 0 = off", ge=0)
 
+    @model_validator(mode="after")
+    def _stored(self) -> Lines:
+        if 0 < self.max_documents < self.floor - 1:
+            raise ValueError(
+                f"max_documents ({self.max_documents}) must be 0 or at least floor - 1 ({self.floor - 1}): rarer lines are not stored"
+            )
+        return self
+
 
 class Dedup(Settings):
     """URL, exact and fuzzy deduplication among survivors."""

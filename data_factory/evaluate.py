@@ -34,7 +34,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from data_factory.config import DataConfig, Evaluation
 from data_factory.documents import read_batches, read_table, table_writer
@@ -134,10 +134,10 @@ def batch_mask(table: pa.Table, sources: Sequence[str]) -> npt.NDArray[np.bool_]
 
 
 def _sampled(files: Sequence[Path], wanted: set[str]) -> Iterator[pa.Table]:
-    """The sampled rows in batches, with the column `uncut`; row groups without one are not read beyond their ids."""
+    """The sampled rows in batches, with the columns `uncut` and `bits_per_char`; row groups without one are not read beyond their ids."""
     pending: list[pa.Table] = []
     for path in files:
-        uncut: pa.Array | None = None
+        uncut: dict[str, float] | None = None
         with pq.ParquetFile(path, memory_map=False) as file:
             for group in range(file.num_row_groups):
                 names = file.read_row_group(group, columns=["id"], use_threads=False)["id"].to_pylist()
@@ -145,7 +145,10 @@ def _sampled(files: Sequence[Path], wanted: set[str]) -> Iterator[pa.Table]:
                 if any(mask):
                     uncut = _uncut(path) if uncut is None else uncut
                     table = file.read_row_group(group, columns=_COLUMNS, use_threads=False).filter(pa.array(mask))
-                    pending.append(table.append_column("uncut", pc.is_in(table["id"], value_set=uncut)))
+                    ids = table["id"].to_pylist()
+                    table = table.append_column("uncut", pa.array([name in uncut for name in ids], pa.bool_()))
+                    known = pa.array([uncut.get(name, math.nan) for name in ids], pa.float32())
+                    pending.append(table.append_column("bits_per_char", known))
                     size = sum(part["text"].nbytes for part in pending)
                     if sum(map(len, pending)) >= BATCH_ROWS or size >= BATCH_BYTES:
                         yield pa.concat_tables(pending)
@@ -154,13 +157,19 @@ def _sampled(files: Sequence[Path], wanted: set[str]) -> Iterator[pa.Table]:
         yield pa.concat_tables(pending)
 
 
-def _uncut(kept: Path) -> pa.Array:
-    """Ids of the documents of a unit from which nothing was cut and in which nothing was masked: their T2 is T1."""
-    keys = kept.parent.parent / "keys" / kept.name
+def _uncut(kept: Path) -> dict[str, float]:
+    """Documents of a unit from which nothing was cut and in which nothing was masked, so that their T2 is T1: id -> bits
+    per character as measured on T1 (NaN where that was not measured)."""
+    keys, measured = (kept.parent.parent / folder / kept.name for folder in ("keys", "measurements"))
     if not keys.is_file():
-        return pa.array([], pa.string())
+        return {}
     table = read_table(keys, ["id", "cut_rules"])
-    return table["id"].filter(pc.equal(pc.list_value_length(table["cut_rules"]), 0)).combine_chunks()
+    ids = table["id"].filter(pc.equal(pc.list_value_length(table["cut_rules"]), 0)).to_pylist()
+    if not measured.is_file():
+        return dict.fromkeys(ids, math.nan)
+    columns = read_table(measured, ["id", "bits_per_char"])
+    bits = dict(zip(columns["id"].to_pylist(), columns["bits_per_char"].to_pylist(), strict=True))
+    return {name: bits.get(name, math.nan) for name in ids}
 
 
 def _relative(rows: list[Row], settings: Evaluation) -> dict[str, float]:
@@ -184,8 +193,8 @@ def bounds(failed: int, total: int, confidence: float) -> tuple[float, float]:
     if total == 0:
         return 0.0, 1.0
     tail = (1 - confidence) / 2
-    low = float(beta.ppf(tail, failed, total - failed + 1)) if failed else 0.0
-    high = float(beta.ppf(1 - tail, failed + 1, total - failed)) if failed < total else 1.0
+    low = float(betaincinv(failed, total - failed + 1, tail)) if failed else 0.0
+    high = float(betaincinv(failed + 1, total - failed, 1 - tail)) if failed < total else 1.0
     return round(low, 12), round(high, 12)
 
 

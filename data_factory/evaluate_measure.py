@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from data_factory import evaluate_detectors as detectors
 from data_factory import evaluate_kernels as kernels
-from data_factory.batches import I32, U8, TextBatch
+from data_factory.batches import F32, I32, U8, TextBatch
 from data_factory.characters import table as character_table
 from data_factory.config import DataConfig, Evaluation
 from data_factory.perplexity import Scorer
@@ -156,8 +156,7 @@ def measure(table: pa.Table, config: DataConfig, checks: Checks, scorer: Scorer 
     uncut = np.array(table["uncut"].to_pylist(), np.bool_)
     perplexity = bits = np.full(len(langs), np.nan, np.float32)
     if scorer is not None:
-        known = np.array(table["perplexity"].to_pylist(), np.float32)
-        perplexity, bits = scorer.measure(texts.batch, langs, np.where(uncut, known, np.float32(np.nan)))
+        perplexity, bits = _model_values(table, uncut, texts.batch, langs, scorer)
     information = bits * kernels.distinct(texts.batch.data, texts.batch.offsets, detectors.WINDOW)
     found = {
         "privacy": texts.privacy(),
@@ -189,6 +188,20 @@ def _spans(column: pa.ChunkedArray) -> tuple[I32, I32, I32]:
     flat = column.flatten()
     doc = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     return doc, np.asarray(flat.field("start")).astype(np.int32), np.asarray(flat.field("end")).astype(np.int32)
+
+
+def _model_values(
+    table: pa.Table, uncut: npt.NDArray[np.bool_], batch: TextBatch, langs: list[str], scorer: Scorer
+) -> tuple[F32, F32]:
+    """(perplexity, bits per character) of T2, float32 [n] each: as measured on T1 where T2 is T1, else measured now."""
+    perplexity = np.where(uncut, table["perplexity"].to_numpy(), np.nan).astype(np.float32)
+    bits = np.where(uncut, table["bits_per_char"].to_numpy(), np.nan).astype(np.float32)
+    open_rows = np.flatnonzero(np.isnan(perplexity) | np.isnan(bits))
+    if len(open_rows):
+        part = TextBatch.from_arrow(batch.to_arrow().take(pa.array(open_rows)))
+        measured = scorer.measure(part, [langs[i] for i in open_rows], perplexity[open_rows])
+        perplexity[open_rows], bits[open_rows] = measured
+    return perplexity, bits
 
 
 def _detected(table: pa.Table, uncut: npt.NDArray[np.bool_], batch: TextBatch, config: DataConfig) -> list[str]:

@@ -64,6 +64,7 @@ FIXED_COLUMNS = pa.schema(
         ("url_soft_words", pa.float32()),
         ("text_bytes", pa.int64()),
         ("perplexity", pa.float32()),
+        ("bits_per_char", pa.float32()),  # of the language model, over its normalised text
     ]
 )
 # Lexicon densities are measured by the span detectors; those that a rule compares are stored.
@@ -365,9 +366,9 @@ class UnitMeasurer:
         features.update(hits)
         clock.lap("spans", bytes_seen)
         if self.scorer is not None and "scoring" in self.source.steps:
-            perplexity = self.scorer.score(batch, [langs[i] for i in alive])
+            perplexity, bits = self.scorer.measure(batch, [langs[i] for i in alive])
         else:
-            perplexity = np.full(len(alive), np.nan, np.float32)
+            perplexity = bits = np.full(len(alive), np.nan, np.float32)
         clock.lap("perplexity", bytes_seen)
         found = dedup_lines.line_keys(batch, protected, config.dedup.lines.min_chars)
         high, low = dedup_keys.exact_keys(batch, protected)
@@ -393,6 +394,7 @@ class UnitMeasurer:
             "lang_score": scores,
             "text_bytes": text_bytes,
             "perplexity": spread(perplexity, alive, n, np.nan),
+            "bits_per_char": spread(bits, alive, n, np.nan),
             **self.url_lists.measure(fixed["url"]),
             **{name: spread(features[name], alive, n, 0.0) for name in FEATURE_COLUMNS},
         }

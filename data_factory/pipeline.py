@@ -35,7 +35,7 @@ MEMORY_ROWS = 500_000
 
 def run(config: DataConfig, out: Path, workers: int, limit: int | None, restart: bool) -> dict[str, Any]:
     """`ziya-data run`: measure what is not measured yet, then decide. Returns the summary."""
-    check(config)
+    check(config, out)
     with RunState.open(out, restart=restart) as state:
         plan = units.plan(config, out / "work" / "spool", limit)
         for warning in plan.warnings:
@@ -53,15 +53,18 @@ def redecide(out: Path, overrides: list[str], workers: int) -> tuple[dict[str, A
     with RunState.open(out, existing=True) as state:
         before = state.summary()
         config = state.decided_config(overrides)
-        check(config)
+        check(config, out)
         names = sorted(path.stem for path in (out / "measurements").glob("[0-9]*.parquet"))
         with Steps(state, workers) as steps:
             decide_all(config, out, names, steps)
         return before, state.summary()
 
 
-def check(config: DataConfig) -> None:
+def check(config: DataConfig, out: Path) -> None:
     """Refuse what cannot work before any work is done."""
+    for path in config.dedup.seen_urls:
+        if Path(path).resolve().is_relative_to(out.resolve()):
+            raise UserError(f"dedup.seen_urls = {path} lies in {out}: a run must not see its own URLs; name filters of earlier runs")
     scored = [source for source in config.sources if "scoring" in source.steps]
     if config.scoring.enabled and scored:
         wanted = {source.language for source in scored if source.language} | (
@@ -209,6 +212,7 @@ def rank(config: DataConfig, out: Path, names: Sequence[str]) -> dict[str, Any]:
 def evaluation(config: DataConfig, out: Path, kept: Sequence[Path]) -> dict[str, Any] | None:
     """The sampled check of what was kept."""
     if not config.evaluation.enabled:
+        shutil.rmtree(out / "evaluation", ignore_errors=True)  # of an earlier decision
         return None
     scorer = Scorer(config.scoring.models) if config.scoring.enabled and config.scoring.models else None
     return evaluate.evaluate(kept, config, out / "evaluation", scorer)

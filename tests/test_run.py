@@ -140,6 +140,11 @@ def test_decide_refuses_measuring_settings_by_name(small: dict[str, Path]) -> No
     assert "holds no run" in refused.stderr
 
 
+def test_a_run_never_sees_its_own_urls(small: dict[str, Path]) -> None:
+    refused = ziya_data("decide", small["out"], f"dedup.seen_urls=[{small['out'] / 'urls.bloom'}]", expect=2)
+    assert "must not see its own URLs" in refused.stderr
+
+
 def test_users_mistakes_are_one_line(small: dict[str, Path], tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -94,3 +94,13 @@ def test_names_and_sources_are_checked() -> None:
         parse(sources=[{"name": "a", "paths": ["x"]}, {"name": "a", "paths": ["y"]}])
     with pytest.raises(UserError, match="should match pattern"):
         parse(sources=[{"name": "a b", "paths": ["x"]}])
+
+
+def test_a_partial_mapping_keeps_the_other_defaults() -> None:
+    assert parse(language={"min_score": {"en": 0.5}}).language.min_score == {"en": 0.5, "zh": 0.4}
+
+
+def test_thresholds_below_what_is_stored_are_refused() -> None:
+    with pytest.raises(UserError, match="rarer lines are not stored"):
+        parse(dedup={"lines": {"max_documents": 1, "floor": 3}})
+    assert parse(dedup={"lines": {"max_documents": 2, "floor": 3}}).dedup.lines.max_documents == 2

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from ziya.errors import UserError
@@ -26,6 +26,19 @@ class Settings(BaseModel):
     """Base of every settings class: unknown keys and wrong types fail, values cannot change after loading."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_other_defaults(cls, values: Any) -> Any:
+        """A mapping such as {en: 0.5} changes the keys it names; the default's other keys (zh) stay."""
+        if not isinstance(values, dict):
+            return values
+        merged = dict(values)
+        for name, field in cls.model_fields.items():
+            default = None if field.is_required() else field.get_default(call_default_factory=True)
+            if isinstance(default, dict) and isinstance(values.get(name), dict):
+                merged[name] = {**default, **values[name]}
+        return merged
 
 
 S = TypeVar("S", bound=Settings)
