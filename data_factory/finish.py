@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pyarrow as pa
 
@@ -204,10 +205,22 @@ def _applied_rules(applied: Spans, n: int) -> Iterator[list[str]]:
 
 
 def character_counts(batch: TextBatch) -> Any:
-    """Characters (code points) per document, int64 [n]: bytes that do not continue a character."""
-    starts = np.zeros(len(batch.data) + 1, np.int64)
-    np.cumsum((batch.data & 0xC0) != 0x80, out=starts[1:])
-    return np.diff(starts[batch.offsets])
+    """Characters (code points) per document, int64 [n]."""
+    data = batch.data.view()
+    data.flags.writeable = False  # one compiled kernel, wherever the bytes come from
+    return _character_counts(data, batch.offsets)
+
+
+@numba.njit(cache=True)
+def _character_counts(data, offsets):  # type: ignore[no-untyped-def]
+    """Bytes that do not continue a character, per document."""
+    counts = np.zeros(len(offsets) - 1, np.int64)
+    for row in range(len(counts)):
+        count = 0
+        for i in range(offsets[row], offsets[row + 1]):
+            count += (data[i] & 0xC0) != 0x80
+        counts[row] = count
+    return counts
 
 
 def span_rule_id(number: int) -> str:
