@@ -42,13 +42,14 @@ def compare(texts: list[str], zh: bool) -> None:
 @given(
     st.lists(
         st.lists(
-            st.one_of(st.sampled_from(PIECES), st.text(max_size=3, alphabet=st.characters(exclude_categories=["Cs"]))),
+            st.one_of(st.sampled_from(PIECES), st.text(max_size=3, alphabet=st.characters(exclude_categories=["Cs", "Cc"]))),
             max_size=40,
         ),
         max_size=3,
     ),
     st.booleans(),
 )
+# T1 holds no control characters but tab and line feed, which PIECES has.
 def test_counters_equal_reference(documents: list[list[str]], zh: bool) -> None:
     compare(["".join(document) for document in documents], zh)
 
