@@ -19,7 +19,9 @@ from ziya.tokenizer import load_tokenizer
 def pack_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps, decided: str) -> dict[str, Any]:
     """Tokenise and pack every source when a tokenizer is configured. Returns source -> pack summary."""
     if config.tokenizer.path is None:
-        shutil.rmtree(out / "packs", ignore_errors=True)
+        shutil.rmtree(out / "packs", ignore_errors=True)  # of an earlier decision, with their markers
+        for step in ("tokenize", *(f"pack-{source.name}" for source in config.sources)):
+            steps.markers.forget(step)
         return {}
     tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.eos, config.tokenizer.pad)
     packing.check_tokenizer(out / "packs", tokenizer.fingerprint)
