@@ -26,8 +26,10 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run", help=help_text, description=help_text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    run.epilog = "settings ([measuring] needs a new run, [deciding] can be moved by `ziya-data decide`):\n" + "\n".join(
-        settings.describe(DataConfig)
+    run.epilog = (
+        "Paths are relative to the current folder. A rule takes a number, off, null (the preset's threshold), or one of\n"
+        "these for a language: rules.min_chars.zh=80. [measuring] settings need a new run, [deciding] ones can be moved by\n"
+        "`ziya-data decide`:\n" + "\n".join(settings.describe(DataConfig))
     )
     run.add_argument("config", type=Path, metavar="CONFIG", help="YAML config, for example configs/data/ziya2.yaml")
     run.add_argument(
@@ -56,7 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     decide.add_argument("out", type=Path, metavar="OUT", help="output folder of a run")
     decide.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="deciding settings, for example rules.min_chars=100"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="deciding settings, for example rules.min_chars.en=300; they add up from call to call",
     )
     decide.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="worker processes")
 
@@ -88,11 +93,16 @@ def _parser() -> argparse.ArgumentParser:
 
     pack = commands.add_parser("pack", help="(re)pack the kept documents of a run with a tokenizer")
     pack.add_argument("out", type=Path, metavar="OUT", help="output folder of a run")
-    pack.add_argument("overrides", nargs="*", metavar="key=value", help="tokenizer.* and packing.* settings")
+    pack.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="tokenizer.*, packing.*, seed and sources.<number>.ratio settings",
+    )
     pack.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="worker processes")
 
     prune = commands.add_parser(
-        "prune", help="delete T1 of dropped documents; span thresholds cannot be moved afterwards"
+        "prune", help="delete the texts of dropped documents; afterwards decide can change evaluation and packing only"
     )
     prune.add_argument("out", type=Path, metavar="OUT", help="output folder of a run")
     return parser
@@ -136,8 +146,16 @@ def _pack(args: argparse.Namespace) -> int:
     for override in args.overrides:
         if not override.startswith(("tokenizer.", "packing.", "sources.", "seed=")):
             raise UserError(
-                f"pack takes tokenizer.*, packing.*, sources.*.ratio and seed, not {override}: use `ziya-data decide` for other settings"
+                f"pack takes tokenizer.*, packing.*, sources.<number>.ratio and seed, not {override}: "
+                "use `ziya-data decide` for other settings"
             )
+    from data_factory import run_state
+
+    given = [item for item in args.overrides if item.startswith("tokenizer.path=")]
+    if not given and run_state.stored_config(args.out).tokenizer.path is None:
+        raise UserError(
+            f"{args.out} has no tokenizer: give tokenizer.path=FILE (a SentencePiece .model or a tokenizer.json)"
+        )
     return _decide(args)
 
 

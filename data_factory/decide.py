@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def decide_unit(config: DataConfig, out: Path, name: str) -> dict[str, Any]:
                 names=documents.DECISIONS.names,
             )
         )
-    kept_rows, kept_by = _write_kept(config, out, name, verdicts, kept, copies)
+    kept_rows, kept_by, cut_by = _write_kept(config, out, name, verdicts, kept, copies)
     assert kept_rows == int(kept.sum()), "every kept document has a text"
     stages, counts = np.unique(stage[~kept].astype(str), return_counts=True)
     return {
@@ -53,6 +54,7 @@ def decide_unit(config: DataConfig, out: Path, name: str) -> dict[str, Any]:
         "dropped_by_stage": dict(zip(stages.tolist(), counts.tolist(), strict=True)),
         "reasons": _reason_counts(reasons),
         "kept_by": kept_by,
+        "cut_by": cut_by,
     }
 
 
@@ -89,8 +91,9 @@ def _with_duplicates(reasons: pa.Array, duplicates: DuplicateRows, n: int) -> pa
 
 def _write_kept(
     config: DataConfig, out: Path, name: str, verdicts: pa.Table, kept: Any, copies: Any
-) -> tuple[int, dict[str, dict[str, list[int]]]]:
-    """Rebuild T2 of the kept documents and write them in input order. Returns (rows, language -> tier -> [documents, bytes])."""
+) -> tuple[int, dict[str, dict[str, list[int]]], dict[str, int]]:
+    """Rebuild T2 of the kept documents and write them in input order. Returns (rows, language -> tier ->
+    [documents, bytes], cut or mask rule -> documents that it changed)."""
     rows = np.asarray(verdicts["document_row"])
     with_text = np.flatnonzero(rows >= 0)
     assert (rows[with_text] == np.arange(len(with_text))).all(), "documents/ and measurements/ are in the same order"
@@ -104,12 +107,14 @@ def _write_kept(
     ]
     first = 0
     kept_by: dict[str, dict[str, list[int]]] = {}
+    cut_by: Counter[str] = Counter()
     with table_writer(out / "kept" / f"{name}.parquet", documents.KEPT) as writer:
         for table in read_batches(out / "documents" / f"{name}.parquet"):
             chosen = np.flatnonzero(keep[first : first + table.num_rows])
             if len(chosen):
                 part = table.take(pa.array(chosen))
-                t2, protected, prompt_bytes, _ = finish.build(part, config, out)
+                t2, protected, prompt_bytes, applied = finish.build(part, config, out)
+                cut_by.update(rule for rules in finish.applied_rules(applied, len(t2)) for rule in rules)
                 places = chosen + first
                 spans = pa.ListArray.from_arrays(
                     pa.array(protected.row_offsets(len(t2)).astype(np.int32)),
@@ -132,4 +137,4 @@ def _write_kept(
                     counts[1] += size
                 writer.write(pa.table([columns[field] for field in documents.KEPT.names], names=documents.KEPT.names))
             first += table.num_rows
-        return writer.rows, kept_by
+        return writer.rows, kept_by, dict(sorted(cut_by.items()))

@@ -177,7 +177,7 @@ def key_rows(table: pa.Table, t2: TextBatch, protected: Spans, applied: Spans, c
         "id": table["id"],
         "final_chars": after.astype(np.float32),
         "removed_share": (np.maximum(before - after, 0) / np.maximum(before, 1)).astype(np.float32),
-        "cut_rules": pa.array(list(_applied_rules(applied, n)), pa.list_(pa.string())),
+        "cut_rules": pa.array(list(applied_rules(applied, n)), pa.list_(pa.string())),
         "exact_hi": exact_hi,
         "exact_lo": exact_lo,
         "url_hi": url_hi,
@@ -197,7 +197,8 @@ def key_rows(table: pa.Table, t2: TextBatch, protected: Spans, applied: Spans, c
     )
 
 
-def _applied_rules(applied: Spans, n: int) -> Iterator[list[str]]:
+def applied_rules(applied: Spans, n: int) -> Iterator[list[str]]:
+    """Per document the settings whose cuts or masks were applied, each once, sorted."""
     rows = applied.row_offsets(n)
     for i in range(n):
         numbers = np.unique(applied.rule[rows[i] : rows[i + 1]])

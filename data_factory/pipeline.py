@@ -9,6 +9,7 @@ that of the steps before it plus the settings it reads, so a killed run goes on 
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from data_factory import compete, decide, evaluate, finish, identify, measure, pack, tiers, units, verdicts
 from data_factory.config import DataConfig
 from data_factory.dedup import lines as dedup_lines
+from data_factory.documents import read_table
 from data_factory.perplexity import Scorer
 from data_factory.report import summary as reporting
 from data_factory.rules import RULES, spans, thresholds
@@ -52,8 +54,7 @@ def redecide(out: Path, overrides: list[str], workers: int) -> tuple[dict[str, A
     """`ziya-data decide`: other thresholds over the stored measurements. Returns (summary before, summary after)."""
     with RunState.open(out, existing=True) as state:
         before = state.summary()
-        config = state.decided_config(overrides)
-        check(config, out)
+        config = state.decided_config(overrides, check)
         names = sorted(path.stem for path in (out / "measurements").glob("[0-9]*.parquet"))
         with Steps(state, workers) as steps:
             decide_all(config, out, names, steps)
@@ -64,7 +65,9 @@ def check(config: DataConfig, out: Path) -> None:
     """Refuse what cannot work before any work is done."""
     for path in config.dedup.seen_urls:
         if Path(path).resolve().is_relative_to(out.resolve()):
-            raise UserError(f"dedup.seen_urls = {path} lies in {out}: a run must not see its own URLs; name filters of earlier runs")
+            raise UserError(
+                f"dedup.seen_urls = {path} lies in {out}: a run must not see its own URLs; name filters of earlier runs"
+            )
     scored = [source for source in config.sources if "scoring" in source.steps]
     if config.scoring.enabled and scored:
         wanted = {source.language for source in scored if source.language} | (
@@ -85,6 +88,7 @@ def measure_all(config: DataConfig, out: Path, todo: Sequence[units.Unit], steps
     jobs = [measure.MeasureJob(unit, config, out) for unit in todo]
     names = [job.name for job in jobs]
     results = steps.measure(jobs)
+    warn_of_damage(out, results)
     rows = sum(result["counts"]["rows"] for result in results.values())
     fixes = steps.once("identify", steps.state.measured, lambda: identify.repeated(out, names, rows // MEMORY_ROWS + 1))
     for name in sorted(fixes):
@@ -191,6 +195,19 @@ def decide_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps
     reporting.write_timings(out, steps.markers)
     reporting.write_report(config, out, summary)
     write_json(out / "summary.json", summary)  # last: it says that the run is whole
+
+
+def warn_of_damage(out: Path, results: dict[str, Any]) -> None:
+    """Say so when most of the input could not be read: a wrong text field looks like that."""
+    damaged = sum(result["counts"]["quarantined"] for result in results.values())
+    if damaged <= sum(result["counts"]["rows"] for result in results.values()):
+        return
+    errors: Counter[str] = Counter()
+    for name in results:
+        errors.update(read_table(out / "quarantine" / f"{name}.parquet", ["error"])["error"].to_pylist())
+    log(
+        f"warning: {damaged} records, more than half, were quarantined; the most frequent error: {errors.most_common(1)[0][0]}"
+    )
 
 
 def rank(config: DataConfig, out: Path, names: Sequence[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -169,8 +169,11 @@ class RunState:
             {"config": _relocated(config, self.out), "measuring": measuring, "deciding": deciding, "inputs": listed},
         )
 
-    def decided_config(self, overrides: list[str]) -> DataConfig:
-        """The stored config with deciding overrides applied; measuring ones are refused by name. Stores the result."""
+    def decided_config(self, overrides: list[str], check: Callable[[DataConfig, Path], None]) -> DataConfig:
+        """The stored config with deciding overrides applied; measuring ones are refused by name.
+
+        `check` refuses what cannot work. Only what passes it is stored: a refused call changes nothing.
+        """
         stored = read_json(self.work / "run.json")
         raw = settings.apply_overrides(stored["config"], overrides)
         asked = settings.parse(DataConfig, raw, f"{self.out} with {' '.join(overrides)}")
@@ -198,6 +201,7 @@ class RunState:
                 f"{self.out} was pruned: the texts of its dropped documents are gone, so {'; '.join(changed)} cannot "
                 "be decided again; run with another --output"
             )
+        check(config, self.out)
         deciding = setting_values(config, settings.DECIDING)
         if deciding != stored["deciding"]:
             (self.out / "summary.json").unlink(missing_ok=True)  # until the new decisions are whole there is no result

@@ -198,6 +198,8 @@ def _expand(source: Source, warnings: list[str]) -> list[_Input]:
         shown = ", ".join(sorted(ignored)[:5]) + (", ..." if len(ignored) > 5 else "")
         what = "of a known format" if source.format == "auto" else source.format
         warnings.append(f"source {source.name}: {len(ignored)} files are not {what} and were ignored: {shown}")
+    if not source.paths:
+        raise UserError(f"source {source.name} has no paths: give --input PATH, or set sources[].paths")
     if not inputs:
         raise UserError(
             f"source {source.name}: no file of {', '.join(source.paths)} is readable input "

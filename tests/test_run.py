@@ -143,6 +143,7 @@ def test_decide_refuses_measuring_settings_by_name(small: dict[str, Path]) -> No
 def test_a_run_never_sees_its_own_urls(small: dict[str, Path]) -> None:
     refused = ziya_data("decide", small["out"], f"dedup.seen_urls=[{small['out'] / 'urls.bloom'}]", expect=2)
     assert "must not see its own URLs" in refused.stderr
+    assert summary(small["out"])["documents"]["kept"], "a refused call changes nothing"
 
 
 def test_users_mistakes_are_one_line(small: dict[str, Path], tmp_path: Path) -> None:

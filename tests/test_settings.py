@@ -48,6 +48,10 @@ def test_a_rule_setting_takes_a_number_off_or_languages() -> None:
     assert "min_chars" not in thresholds(parse(rules={"min_chars": "off"}).rules)
     mixed = thresholds(parse(rules={"min_chars": {"zh": 5, "en": "off"}}).rules)["min_chars"]
     assert mixed == {"zh": 5.0}
+    assert thresholds(parse(rules={"min_chars": None}).rules) == thresholds(parse().rules)
+    assert thresholds(parse(rules={"min_chars": "none"}).rules) == thresholds(parse().rules)
+    preset = thresholds(parse().rules)["min_chars"]["zh"]
+    assert thresholds(parse(rules={"min_chars": {"en": 9, "zh": None}}).rules)["min_chars"] == {"en": 9, "zh": preset}
     with pytest.raises(UserError, match="min_chars"):
         parse(rules={"min_chars": "many"})
     with pytest.raises(UserError, match="needs the languages"):

@@ -20,10 +20,11 @@ TEMPORARY = ".tmp-"
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success fsync it and rename it over `path`, on failure remove it.
 
-    The temporary name holds our process id, so that a stray process of an earlier run never writes into our file.
+    The temporary name holds our process id, so that a stray process of an earlier run never writes into our file, and ends in
+    `.part`, so that no pattern such as *.parquet finds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}.part")
     try:
         yield temporary
         descriptor = os.open(temporary, os.O_RDONLY)

@@ -64,6 +64,7 @@ def summarise(
         "tiers": dict(sorted(tiers.items())),
         "rank_cuts": cuts,
         "kept": dict(sorted(kept_by.items())),
+        "changed": _added(item["cut_by"] for item in decisions),  # cut or mask rule -> kept documents that it changed
         "duplicates": parts["duplicates"],
         "evaluation": evaluation or {"unqualified_rate": None, "passed": None, "sufficient": None},
         "packs": packs,

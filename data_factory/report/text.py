@@ -37,8 +37,10 @@ def summary(value: dict[str, Any], out: Path) -> str:
             f"evaluation: {'PASSED' if verdict['passed'] else 'NOT PASSED'}: {verdict['unqualified']} of "
             f"{verdict['evaluated']} unqualified "
             f"(rate {verdict['unqualified_rate']:.4%}, {verdict['confidence']:.0%} bounds {verdict['low']:.4%} to {verdict['high']:.4%}; "
-            f"{'sufficient' if verdict['sufficient'] else 'not sufficient to claim the pass mark'})"
+            f"{'sufficient' if verdict['sufficient'] else 'the sample is too small, or the rate too high, to be sure'})"
         )
+    if not value["packs"]:
+        lines.append("packs: none (tokenizer.path is not set)")
     for name, pack in value["packs"].items():
         lines.append(
             f"pack {name}: {pack['samples']} samples, {pack['tokens']} tokens, {pack['padding_share']:.3%} padding"
@@ -59,4 +61,16 @@ def changes(before: dict[str, Any], after: dict[str, Any], out: Path) -> str:
         old, new = before["reasons"].get(rule, 0), after["reasons"].get(rule, 0)
         if old != new:
             lines.append(f"  {rule}: {old} -> {new} ({new - old:+d})")
+    for rule in sorted(before["changed"].keys() | after["changed"].keys()):
+        old, new = before["changed"].get(rule, 0), after["changed"].get(rule, 0)
+        if old != new:
+            lines.append(f"  kept texts changed by {rule}: {old} -> {new} ({new - old:+d})")
+    sizes = [
+        sum(tier["bytes"] for tiers in value["kept"].values() for tier in tiers.values()) for value in (before, after)
+    ]
+    if sizes[0] != sizes[1]:
+        lines.append(f"kept text: {sizes[0]} -> {sizes[1]} bytes ({sizes[1] - sizes[0]:+d})")
+    verdicts = [value["evaluation"].get("passed") for value in (before, after)]
+    if verdicts[0] != verdicts[1]:
+        lines.append(f"evaluation passed: {verdicts[0]} -> {verdicts[1]}")
     return "\n".join(lines) + "\n\n" + summary(after, out)

@@ -20,23 +20,27 @@ PRESETS = ("ziya2", "gopher", "c4", "fineweb", "refinedweb", "none")
 LANGUAGES = ("en", "zh")
 
 
-def _threshold(value: Any) -> Any:
-    """`100`, `off`, or a mapping of languages to numbers or off; YAML reads a bare off as False."""
+_PRESET = (None, "none", "null", "default", "preset")
 
-    def number(item: Any) -> float | str:
+
+def _threshold(value: Any) -> Any:
+    """`100`, `off`, null (the preset's), or a mapping of languages to these; YAML reads a bare off as False."""
+
+    def number(item: Any) -> float | str | None:
+        if item in _PRESET:
+            return None
         if item is False or item == "off":
             return "off"
         if isinstance(item, bool) or not isinstance(item, (int, float)):
-            raise ValueError(f"needs a number or off, found {item!r}")
+            raise ValueError(f"needs a number, off, or null (the preset's threshold), found {item!r}")
         return float(item)
 
-    if value is None:
-        return None
     if isinstance(value, dict):
         unknown = [key for key in value if key not in LANGUAGES]
         if unknown:
             raise ValueError(f"needs the languages {', '.join(LANGUAGES)}, found {unknown[0]!r}")
-        return {key: number(item) for key, item in value.items()}
+        own = {key: number(item) for key, item in value.items()}
+        return {key: item for key, item in own.items() if item is not None} or None
     return number(value)
 
 
@@ -58,7 +62,7 @@ class _RuleBase(Settings):
 RuleSettings: Any = create_model(
     "RuleSettings",
     __base__=_RuleBase,
-    **{rule.id: (Threshold, deciding(None, f"{rule.meaning}; none = the preset's threshold")) for rule in RULES},  # type: ignore[call-overload]
+    **{rule.id: (Threshold, deciding(None, rule.meaning)) for rule in RULES},  # type: ignore[call-overload]
 )
 
 

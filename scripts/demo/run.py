@@ -41,7 +41,7 @@ def main() -> None:
     step("3. did every planted page meet its fate?", [sys.executable, "scripts/demo/check.py", OUT.name, CRAWL.name])
     print(f"\ndemo: done in {time.monotonic() - started:.0f} s. Open {OUT.name}/report.html in a browser; try:")
     print(f"  .venv/bin/ziya-data explain {OUT.name} --url URL      # any URL of {OUT.name}/decisions")
-    print(f"  .venv/bin/ziya-data decide {OUT.name} rules.min_chars=400")
+    print(f"  .venv/bin/ziya-data decide {OUT.name} rules.min_chars.en=400")
 
 
 if __name__ == "__main__":
