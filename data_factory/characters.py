@@ -118,6 +118,28 @@ def decode(data, i):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, inline="always")
+def encode(out, o, point):  # type: ignore[no-untyped-def]
+    """Write a code point to `out` (uint8) at `o` as UTF-8; returns the position after it."""
+    if point < 0x80:
+        out[o] = point
+        return o + 1
+    if point < 0x800:
+        out[o] = 0xC0 | (point >> 6)
+        out[o + 1] = 0x80 | (point & 0x3F)
+        return o + 2
+    if point < 0x10000:
+        out[o] = 0xE0 | (point >> 12)
+        out[o + 1] = 0x80 | ((point >> 6) & 0x3F)
+        out[o + 2] = 0x80 | (point & 0x3F)
+        return o + 3
+    out[o] = 0xF0 | (point >> 18)
+    out[o + 1] = 0x80 | ((point >> 12) & 0x3F)
+    out[o + 2] = 0x80 | ((point >> 6) & 0x3F)
+    out[o + 3] = 0x80 | (point & 0x3F)
+    return o + 4
+
+
+@numba.njit(cache=True, inline="always")
 def flags_of(table, point):  # type: ignore[no-untyped-def]
     """Flags of a code point; `table` is `table()`."""
     if point < 0x20000:

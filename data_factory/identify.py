@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_factory.dedup.outcome import hex_ids
 from data_factory.documents import read_table, table_writer
 from ziya.files import digest
 
@@ -25,8 +26,8 @@ def parse_ids(ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 def format_ids(high: np.ndarray, low: np.ndarray) -> list[str]:
     """The inverse of `parse_ids`."""
-    text = np.stack([high, low], axis=1).astype(">u8").tobytes().hex()
-    return [text[i : i + 32] for i in range(0, len(text), 32)]
+    ids: list[str] = hex_ids(high, low).to_pylist()
+    return ids
 
 
 def repeated(out: Path, names: Sequence[str], partitions: int = 16) -> dict[str, list[tuple[int, str]]]:

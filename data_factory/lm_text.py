@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_factory.batches import I32, I64, U8, TextBatch
-from data_factory.characters import END_MARK, TABLE_SIZE, decode, lower_table, table
+from data_factory.characters import END_MARK, TABLE_SIZE, decode, encode, lower_table, table
 
 VERSION = 1  # of this normaliser: part of every model's manifest; raise it whenever an output changes
 MAX_LINE_BYTES = 4000  # of input; SentencePiece's trainer skips lines above 4,192 bytes
@@ -102,28 +102,6 @@ class Lines:
         return self.data.tobytes().decode().split("\n")[:-1]
 
 
-@numba.njit(cache=True, inline="always")
-def _put(out, size, point):  # type: ignore[no-untyped-def]
-    """Append a code point as UTF-8; returns the new size."""
-    if point < 0x80:
-        out[size] = point
-        return size + 1
-    if point < 0x800:
-        out[size] = 0xC0 | (point >> 6)
-        out[size + 1] = 0x80 | (point & 0x3F)
-        return size + 2
-    if point < 0x10000:
-        out[size] = 0xE0 | (point >> 12)
-        out[size + 1] = 0x80 | ((point >> 6) & 0x3F)
-        out[size + 2] = 0x80 | (point & 0x3F)
-        return size + 3
-    out[size] = 0xF0 | (point >> 18)
-    out[size + 1] = 0x80 | ((point >> 12) & 0x3F)
-    out[size + 2] = 0x80 | ((point >> 6) & 0x3F)
-    out[size + 3] = 0x80 | (point & 0x3F)
-    return size + 4
-
-
 @numba.njit(cache=True)
 def _normalise(data, offsets, mapping, flags, out, line_ends, line_document):  # type: ignore[no-untyped-def]
     """Write normalised lines to `out` (at least 3 bytes for each 2 of `data`, + 16); returns (bytes, lines)."""
@@ -159,7 +137,7 @@ def _normalise(data, offsets, mapping, flags, out, line_ends, line_document):  #
                         out[size] = 32
                         size += 1
                         pending = False
-                    size = _put(out, size, target)
+                    size = encode(out, size, target)
             if size > start_out:
                 out[size] = 10
                 size += 1

@@ -9,15 +9,16 @@ from typing import Any
 
 from data_factory import packing
 from data_factory.config import DataConfig, Source
-from data_factory.run_state import setting_values
 from data_factory.steps import Steps
-from ziya import config as settings
 from ziya.manifest import identity
 from ziya.tokenizer import load_tokenizer
 
 
 def pack_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps, decided: str) -> dict[str, Any]:
-    """Tokenise and pack every source when a tokenizer is configured. Returns source -> pack summary."""
+    """Tokenise and pack every source when a tokenizer is configured. Returns source -> pack summary.
+
+    `decided`: identity of the kept documents and of all settings of packing.
+    """
     if config.tokenizer.path is None:
         shutil.rmtree(out / "packs", ignore_errors=True)  # of an earlier decision, with their markers
         for step in ("tokenize", *(f"pack-{source.name}" for source in config.sources)):
@@ -25,24 +26,14 @@ def pack_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps, 
         return {}
     tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.eos, config.tokenizer.pad)
     packing.check_tokenizer(out / "packs", tokenizer.fingerprint)
-    deciding = setting_values(config, settings.DECIDING)
-
-    def values(*prefixes: str) -> dict[str, Any]:
-        return {name: value for name, value in deciding.items() if name.startswith(prefixes)}
-
-    wanted = {
-        source.name: identity(
-            "pack", decided, values("tokenizer.", "packing.", "seed", f"sources.{number}."), source.name
-        )
-        for number, source in enumerate(config.sources)
-    }
+    wanted = {source.name: identity("pack", decided, source.name) for source in config.sources}
     done = {name: steps.markers.result(f"pack-{name}", "all", value) for name, value in wanted.items()}
     if any(result is None for result in done.values()):
         work = out / "work" / "tokens"
         tokens = {name: work / name for name in names}
         steps.each(
             "tokenize",
-            identity("tokenize", decided, values("tokenizer.")),
+            identity("tokenize", decided),
             packing.tokenize_unit,
             names,
             lambda name: (

@@ -109,6 +109,7 @@ class RunState:
         self.out, self.work = out, out / "work"
         self.markers = Markers(out, self.work)
         self.measured = ""  # identity of measuring settings and inputs
+        self.inputs: dict[str, Any] = {}  # source/label -> bytes and digest, as the plan read them
 
     @classmethod
     @contextmanager
@@ -162,6 +163,7 @@ class RunState:
                     f"`ziya-data decide {self.out} key=value`, "
                     "another --output, or --restart to start over"
                 )
+        self.inputs = listed
         self.measured = identity(measuring, listed)
         self.unit_settings = identity(measuring)
         write_json(
@@ -191,9 +193,10 @@ class RunState:
             )
         self.measured = identity(measuring, stored["inputs"])
         self.unit_settings = identity(measuring)
+        deciding = setting_values(config, settings.DECIDING)
         changed = [
             name
-            for name in settings.changes(stored["deciding"], setting_values(config, settings.DECIDING))
+            for name in settings.changes(stored["deciding"], deciding)
             if not name.startswith(_AFTER_DECISIONS)
         ]
         if changed and (self.work / "pruned").exists():
@@ -202,7 +205,6 @@ class RunState:
                 "be decided again; run with another --output"
             )
         check(config, self.out)
-        deciding = setting_values(config, settings.DECIDING)
         if deciding != stored["deciding"]:
             (self.out / "summary.json").unlink(missing_ok=True)  # until the new decisions are whole there is no result
             write_json(self.work / "run.json", {**stored, "config": _relocated(config, self.out), "deciding": deciding})

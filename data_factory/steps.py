@@ -15,7 +15,7 @@ from data_factory.executor import Pool, Usage, WorkerDied, measured
 from data_factory.measure import MeasureJob
 from data_factory.run_state import RunState
 from ziya.errors import UserError
-from ziya.files import file_digest, json_bytes, remove_temporaries
+from ziya.files import json_bytes, remove_temporaries
 from ziya.manifest import identity
 from ziya.progress import Progress, log
 
@@ -129,7 +129,7 @@ class Steps:
             unit.start,
             unit.end,
             unit.limit,
-            file_digest_cached(unit.path),
+            self.state.inputs[f"{unit.source}/{unit.label}"],
         )
 
     def _without_killers(self, job: MeasureJob) -> MeasureJob:
@@ -170,13 +170,3 @@ class Steps:
 def canonical(value: Any) -> Any:
     """A result as its marker will give it back (keys sorted, plain types), so that a resumed run goes on with equal values."""
     return orjson.loads(json_bytes(value))
-
-
-_digests: dict[str, str] = {}
-
-
-def file_digest_cached(path: str) -> str:
-    """Digest of a local file, once per process; other paths are identified by the plan."""
-    if path not in _digests:
-        _digests[path] = file_digest(Path(path)) if Path(path).is_file() else path
-    return _digests[path]

@@ -18,6 +18,7 @@ from data_factory.characters import (
     SPACE,
     SYMBOL,
     decode,
+    encode,
     flags_of,
     lower_table,
     table,
@@ -37,28 +38,6 @@ MINHASH_SEED, MINHASH_SCHEME = 1, "affine32"
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd: base of the rolling hash over tokens
 _WORD = np.uint64(0xD6E8FEB86659FD93)  # odd: base of the hash over the characters of a word
-
-
-@numba.njit(cache=True, inline="always")
-def put(out, o, point):  # type: ignore[no-untyped-def]
-    """Write a code point to `out` (uint8) at `o` as UTF-8; returns the position after it."""
-    if point < 0x80:
-        out[o] = point
-        return o + 1
-    if point < 0x800:
-        out[o] = 0xC0 | (point >> 6)
-        out[o + 1] = 0x80 | (point & 0x3F)
-        return o + 2
-    if point < 0x10000:
-        out[o] = 0xE0 | (point >> 12)
-        out[o + 1] = 0x80 | ((point >> 6) & 0x3F)
-        out[o + 2] = 0x80 | (point & 0x3F)
-        return o + 3
-    out[o] = 0xF0 | (point >> 18)
-    out[o + 1] = 0x80 | ((point >> 12) & 0x3F)
-    out[o + 2] = 0x80 | ((point >> 6) & 0x3F)
-    out[o + 3] = 0x80 | (point & 0x3F)
-    return o + 4
 
 
 @numba.njit(cache=True)
@@ -91,7 +70,7 @@ def _strip(data, begin, end, starts, ends, dropped, flags, lower, out):  # type:
                 continue
             if point < 0x20000:
                 point = lower[point]
-            o = put(out, o, point)
+            o = encode(out, o, point)
             count += 1
     return o, count
 

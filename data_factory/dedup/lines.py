@@ -24,12 +24,12 @@ from data_factory.characters import (
     SPACE,
     SYMBOL,
     decode,
+    encode,
     flags_of,
     lower_table,
     table,
 )
 from data_factory.dedup.hashing import SEED_LINE, mix64, murmur128, rotate
-from data_factory.dedup.keys import put
 from data_factory.dedup.order import by, external_sort
 from data_factory.dedup.rows import RowFile, Rows
 from ziya.errors import UserError
@@ -77,7 +77,7 @@ def _lines(data, offsets, rows, starts, ends, min_chars, flags, lower, stripped,
                     point = numba.int32(48)
                 elif point < 0x20000:
                     point = lower[point]
-                o = put(out, o, point)
+                o = encode(out, o, point)
             while span < rows[i + 1] and ends[span] <= a:
                 span += 1
             is_free = span >= rows[i + 1] or starts[span] >= b

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_factory import finish
 from data_factory.config import DataConfig
@@ -68,9 +67,10 @@ def collect(config: DataConfig, out: Path, summary: dict[str, Any]) -> dict[str,
     sizes: Counter[int] = Counter()
     damages: list[dict[str, Any]] = []
     errors: Counter[str] = Counter()
+    touched: Counter[str] = Counter()
     for path in sorted((out / "decisions").glob("*.parquet")):
         decisions = read_table(path)
-        measured = read_table(out / "measurements" / path.name, ["lang", "perplexity", "document_row", "url"])
+        measured = read_table(out / "measurements" / path.name, ["lang", "perplexity", "document_row"])
         _count_languages(languages, measured["lang"], decisions["kept"])
         _histogram(histogram, measured)
         place = measured["document_row"].to_pylist()
@@ -88,15 +88,12 @@ def collect(config: DataConfig, out: Path, summary: dict[str, Any]) -> dict[str,
         keys = read_table(out / "keys" / path.name, ["id", "cut_rules"])
         key_ids = keys["id"].to_pylist()
         for row, rules in enumerate(keys["cut_rules"].to_pylist()):
+            touched.update(rules)
             for rule in rules:
                 cut.add(rule, key_ids[row], {"unit": path.stem, "row": row, "id": key_ids[row]})
         quarantine = read_table(out / "quarantine" / path.name)
         errors.update(re.split(r"[:(]", error)[0].strip() for error in quarantine["error"].to_pylist())
         damages += quarantine.slice(0, max(0, DAMAGES - len(damages))).to_pylist()
-    touched: Counter[str] = Counter()
-    for path in sorted((out / "keys").glob("*.parquet")):
-        values = pc.value_counts(pc.list_flatten(read_table(path, ["cut_rules"])["cut_rules"])).to_pylist()
-        touched.update({item["values"]: item["counts"] for item in values})
     texts = _fetch(out, dropped, cut)
     return {
         **summary,
