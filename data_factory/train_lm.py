@@ -1,15 +1,16 @@
-"""`ziya-data train-lm`: clean text or a Wikipedia dump -> KenLM model, SentencePiece model and manifest (paper section
-AS).
+"""`ziya-data train-lm`: clean text or a Wikipedia dump -> KenLM model, SentencePiece model, compiled n-grams and manifest
+(paper section AS).
 
 Flow: inputs -> T1 (`normalize`) -> lines (`lm_text`) in a spool file, one line in a hundred held out -> SentencePiece
-unigram pieces ->
-`lmplz` counts n-grams with modified Kneser-Ney -> `build_binary`. Same inputs, settings and tool versions give the same
+unigram pieces -> `lmplz` counts n-grams with modified Kneser-Ney -> `build_binary` and our own table (`ngram_table`,
+about 150 bytes of memory an n-gram while it is made). Same inputs, settings and tool versions give the same
 bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import re
@@ -25,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
-from data_factory import lm_text, perplexity
+from data_factory import lm_text, ngram_table, perplexity
 from data_factory.batches import TextBatch
 from data_factory.lm_inputs import read_texts
 from ziya.errors import UserError
@@ -71,6 +72,7 @@ def train(
     discount_fallback: Fallback = "auto",
     wikitext: bool = False,
     text_field: str = "text",
+    table: bool = True,
 ) -> dict[str, Any]:
     """Train a model; returns its manifest, which is also written beside it.
 
@@ -80,7 +82,8 @@ def train(
     `prune`: n-grams with at most this count are dropped, one number an order (0 0 1 = singletons from 3-grams on).
     `structure`: probing is faster, trie smaller. `discount_fallback`: auto retries lmplz with it when the counts are
     too few for Kneser-Ney's own discounts.
-    `wikitext`: undo WikiText's tokenisation. Raises UserError for missing programs, unreadable or empty input.
+    `wikitext`: undo WikiText's tokenisation. `table`: also write the n-grams compiled for our kernels, which makes
+    scoring several times faster. Raises UserError for missing programs, unreadable or empty input.
     """
     lmplz, build_binary = find_program("lmplz"), find_program("build_binary")
     if not 2 <= order <= 6:
@@ -95,17 +98,19 @@ def train(
                 f"no text for the {language} model in {', '.join(inputs)}: give files with text, or another "
                 f"--text-field"
             )
-        with atomic_path(output) as klm, atomic_path(spm_path) as spm:
+        with contextlib.ExitStack() as files:
+            klm, spm = files.enter_context(atomic_path(output)), files.enter_context(atomic_path(spm_path))
+            ngrams = files.enter_context(atomic_path(perplexity.table_path(output))) if table else None
             size = _train_pieces(spool, spm, vocab_size, seed)
             pieces = _write_pieces(spool.training, spm, work / "pieces.txt")
             fallback = _run_lmplz(lmplz, work, order, memory, prune, discount_fallback)
             _run(
                 [build_binary, "-T", str(work / "sort-"), structure, str(work / "model.arpa"), str(klm)], "build_binary"
             )
-            held_out = _held_out(klm, spm, spool.held_out)
-            manifest_path.unlink(
-                missing_ok=True
-            )  # from here to its rewriting the three files are recognised as unfinished
+            if ngrams is not None:
+                ngram_table.save(ngram_table.compile_arpa(work / "model.arpa"), ngrams)
+            held_out = _held_out(perplexity.Engine(klm, spm, ngrams), spool.held_out)
+            manifest_path.unlink(missing_ok=True)  # from here to its rewriting the files are recognised as unfinished
             manifest: dict[str, Any] = {
                 "format": perplexity.FORMAT,
                 "language": language,
@@ -125,6 +130,10 @@ def train(
                 "model_digest": file_digest(klm),
                 "spm_digest": file_digest(spm),
             }
+            if ngrams is not None:
+                manifest[perplexity.TABLE] = file_digest(ngrams)
+    if not table:
+        perplexity.table_path(output).unlink(missing_ok=True)
     write_json(manifest_path, manifest)
     return manifest
 
@@ -299,10 +308,9 @@ def _run(command: list[str], name: str) -> None:
         raise UserError(f"{name} failed ({result.returncode}): {message[-800:]}")
 
 
-def _held_out(klm: Path, spm: Path, path: Path) -> dict[str, Any]:
+def _held_out(model: perplexity.Engine, path: Path) -> dict[str, Any]:
     """Perplexity of the held-out lines: {lines, pieces, perplexity, bits_per_character}; the last two None without
     lines."""
-    model = perplexity.Engine(klm, spm)
     logs, pieces, lines, characters = 0.0, 0, 0, 0
     with path.open("rb") as file:
         while batch := file.readlines(4 << 20):
@@ -335,7 +343,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         required=True,
         type=Path,
-        help="the model to write, such as zh.klm; .klm.spm and .klm.json go beside it",
+        help="the model to write, such as zh.klm; .klm.spm, .klm.ngrams and .klm.json go beside it",
     )
     parser.add_argument("--order", type=int, default=5, help="longest n-gram (default 5)")
     parser.add_argument(
@@ -361,6 +369,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wikitext", action="store_true", help="the input is WikiText: undo its tokenisation and remove <unk>"
     )
+    parser.add_argument(
+        "--no-table",
+        dest="table",
+        action="store_false",
+        help="do not write the .ngrams file: less disk, slower scoring, the same perplexities but for rounding",
+    )
     parser.add_argument("--text-field", default="text", help="JSONL and Parquet: field of the text (default text)")
     parser.add_argument(
         "--seed", type=int, default=20231103, help="seed of the held-out lines and of the SentencePiece sample"
@@ -382,6 +396,7 @@ def main(args: argparse.Namespace) -> int:
         discount_fallback=args.discount_fallback,
         wikitext=args.wikitext,
         text_field=args.text_field,
+        table=args.table,
     )
     held_out = manifest["held_out"]
     print(

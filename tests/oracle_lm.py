@@ -65,12 +65,51 @@ def lines(text: str) -> list[str]:
     return result
 
 
+def best_path(word: str, scores: dict[str, Fraction]) -> tuple[Fraction, list[str]]:
+    """(sum, pieces) of the best path through a word; a character that is no piece costs 10 more than the worst one."""
+    unknown = min(scores.values()) - 10
+    longest = max(map(len, scores))
+    best: list[tuple[Fraction, list[str]]] = [(Fraction(0), [])]
+    for end in range(1, len(word) + 1):
+        found: tuple[Fraction, list[str]] | None = None
+        for start in range(max(0, end - longest), end):  # the longest last piece first
+            piece = word[start:end]
+            if piece in scores or end - start == 1:
+                total = best[start][0] + scores.get(piece, unknown)
+                if found is None or total > found[0]:
+                    found = total, [*best[start][1], piece]
+        assert found is not None
+        best.append(found)
+    return best[-1]
+
+
+def backoff_score(grams: dict[tuple[str, ...], tuple[float, float]], words: list[str]) -> float:
+    """log10 probability of a sentence, with its start and end, under the n-grams of an ARPA file: the probability of
+    the longest n-gram that ends at each word, plus the back-off weights of the longer contexts."""
+    order = max(map(len, grams))
+    known = [word if (word,) in grams else "<unk>" for word in ["<s>", *words, "</s>"]]
+    total = 0.0
+    for i in range(1, len(known)):
+        for size in range(min(order - 1, i), -1, -1):
+            gram = tuple(known[i - size : i + 1])
+            if gram in grams:
+                total += grams[gram][0]
+                break
+            total += grams.get(gram[:-1], (0.0, 0.0))[1]
+    return total
+
+
 class Reference:
     """cc_net's perplexity with the two libraries, word by word."""
 
     def __init__(self, model: Path) -> None:
         self.kenlm = kenlm.Model(str(model))
         self.pieces = sentencepiece.SentencePieceProcessor(model_file=f"{model}.spm")
+        self.scores = {
+            self.pieces.id_to_piece(i): Fraction(self.pieces.get_score(i))
+            for i in range(self.pieces.get_piece_size())
+            if not self.pieces.is_control(i) and not self.pieces.is_unknown(i)
+        }
 
     def score(self, text: str) -> float:
         """Perplexity of a document, NaN when empty."""
@@ -83,8 +122,26 @@ class Reference:
 
     def score_lines(self, texts: list[str]) -> tuple[list[float], list[int]]:
         """(log10 probability, pieces) of each line, one call of each library a line."""
-        pieces = [self.pieces.encode(text, out_type=str) for text in texts]
+        return self.score_pieces([self.pieces.encode(text, out_type=str) for text in texts])
+
+    def score_pieces(self, pieces: list[list[str]]) -> tuple[list[float], list[int]]:
+        """(log10 probability, pieces) of each line of pieces, one call of the library a line."""
         return [self.kenlm.score(" ".join(line), bos=True, eos=True) for line in pieces], list(map(len, pieces))
+
+    def segment(self, line: str) -> list[str]:
+        """The pieces of a line: of each word (with its ▁) the path of the largest sum, in exact numbers; of equal sums
+        that with the longest last piece, and so on towards the front. Unknown neighbours are one piece."""
+        result = []
+        for word in line.split(" "):
+            path = best_path("▁" + word, self.scores)[1]
+            known = False
+            for i, piece in enumerate(path):
+                if piece not in self.scores and i and not known:
+                    result[-1] += piece
+                else:
+                    result.append(piece)
+                known = piece in self.scores
+        return result
 
 
 def tiers(rows: list[tuple[str, float, str]], high: float, medium: float) -> list[int]:
