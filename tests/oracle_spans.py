@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from data_factory import characters
 
 TABLE = characters.table()
@@ -66,6 +68,10 @@ def search(text: str, entries: list[str]) -> set[tuple[str, int, int]]:
 CLAUSE, END = set("，、；,;"), set("。！？….!?")
 OPENERS, CLOSERS = dict(zip("([（【《「『“", ")]）】》」』”", strict=True)), set(")]）】》」』”")
 BLANK = set(" \t\r\u3000")
+
+INSIDE_WORDS = re.compile(  # inline tags, soft hyphen and joiners
+    r"(</?(a|b|i|u|s|em|strong|span|font|small|big|tt|strike|sup|sub|ins|del)(\s[^<>]*)?>|&(shy|zwj|zwnj);?)+", re.I
+)
 
 Span = tuple[int, int]
 
@@ -158,6 +164,13 @@ def build(
                     break
                 dead[i] = True
     texts: dict[int, str] = {}
+    masked = [any(s <= i < e for s, e, _ in masks) and not dead[i] for i in range(n)]
+    for i in range(1, n):
+        if dead[i] and not dead[i - 1]:
+            end = next((j for j in range(i, n) if not dead[j]), n)
+            words = end < n and all(flags(text[j]) & 6 and not flags(text[j]) & 1 for j in (i - 1, end))
+            if words and not masked[i - 1] and not masked[end] and not INSIDE_WORDS.fullmatch(text[i:end]):
+                texts[i] = " "
     groups: list[list[tuple[int, int, str]]] = []
     for mask in sorted(masks, key=lambda mask: mask[:2]):
         if groups and mask[0] < max(end for _, end, _ in groups[-1]):

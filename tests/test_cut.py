@@ -60,6 +60,12 @@ def table(texts: list[str], spans: list[tuple[int, int, int, int]]) -> Spans:
         ("⟦buy⟧ .NET and 3.5", ".NET and 3.5"),
         ("‹  code ⟨a@b⟩›\n⟦x⟧\n‹  more ›", "  code <X>\n  more "),
         ("  A \n", "A"),
+        ("1⟦</td><td>⟧2", "1 2"),
+        ("Roses⟦&nbsp;⟧need", "Roses need"),
+        ("⟦<b>⟧H⟦</b>⟧ello", "Hello"),
+        ("one⟦<b>⟧⟦<br>⟧two", "one two"),
+        ("甲⟦<br>⟧乙 x⟦<br>⟧甲", "甲乙 x甲"),
+        ("x⟦<br>⟧⟨y@z⟩ ⟨a@b⟩⟦<p>⟧c", "x<X> <X>c"),
     ],
 )
 def test_seams(marked: str, expected: str) -> None:

@@ -48,6 +48,15 @@ def test_every_mask_rule_has_a_text() -> None:
         ("<jane@example.org>,joe@example.org", "<<EMAIL>>,<EMAIL>"),
         ("x@y user@localhost @name a @ b.c me@1.2.3.4", "x@y user@localhost @name a @ b.c me@1.2.3.4"),
         ("ssh nginx@.service getty@tty1.service", "ssh nginx@.service getty@tty1.service"),
+        ("jane.doe [at] example.org, joe(at)mail dot example dot com!", "<EMAIL>, <EMAIL>!"),
+        ("联系 zhang_san（at）163.com 或 li[@]qq.com", "联系 <EMAIL> 或 <EMAIL>"),
+        ("zhang＠163.com；JOE {AT} Example {DOT} com", "<EMAIL>；<EMAIL>"),
+        ("lisi#sina.com(把#换成@)，wang5#163.com（发邮件时请将#改为@）。", "<EMAIL>，<EMAIL>。"),
+        (
+            "we met (at) noon. Then f(at)x.y, look [at] this, a (at) b.cc",
+            "we met (at) noon. Then f(at)x.y, look [at] this, a (at) b.cc",
+        ),
+        ("page.html#top.section @ C#8.net(x@y) issue#12.com", "page.html#top.section @ C#8.net(x@y) issue#12.com"),
         ("主机93.184.216.34和8.8.8.8", "主机<IP>和8.8.8.8"),
         ("the dns server 8.8.8.8, 300.1.1.1 and 1.2.3.4.5", "the dns server <IP>, 300.1.1.1 and 1.2.3.4.5"),
         (

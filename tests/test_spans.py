@@ -12,9 +12,11 @@ import numpy as np
 import oracle_spans
 import pytest
 
+from data_factory import characters
 from data_factory.batches import Spans, TextBatch
-from data_factory.rules import RULE, RULE_NUMBER, RULES, RuleSettings, cut, lexicon, thresholds
-from data_factory.rules.lines import LineTable
+from data_factory.rules import RULE, RULE_NUMBER, RULES, RuleSettings, cut, lexicon, patterns, thresholds
+from data_factory.rules import span_kernels as kernels
+from data_factory.rules.lines import DIGITS, LineTable
 from data_factory.rules.paragraph import PARAGRAPH_RULES
 from data_factory.rules.sentence import SENTENCE_RULES
 from data_factory.rules.spans import FEATURES, FLOORS, Detectors, check_floors
@@ -219,6 +221,67 @@ def test_search_equals_reference() -> None:
         found.add((doc, lists.entries[entry].decode(), len(text[:low].decode()), len(text[:high].decode())))
     assert found == {(doc, *item) for doc, text in enumerate(texts) for item in oracle_spans.search(text, entries)}
     assert len(found) == len(matches) > 300
+
+
+def test_kernels_propose_every_line_that_a_pattern_accepts() -> None:
+    rng = random.Random(8)
+    pieces = [
+        *(
+            "Home",
+            "首页",
+            "您现在的位置：",
+            "News",
+            "新闻",
+            "x" * 39,
+            ">",
+            ">>",
+            " > ",
+            "|",
+            "»",
+            "→",
+            "->",
+            "·",
+            ". ",
+            "\t",
+            "！",
+        ),
+        *(
+            "2023",
+            "12",
+            "3",
+            "1",
+            "-",
+            "/",
+            ".",
+            "年",
+            "月",
+            "日",
+            " ",
+            "Jan",
+            "march",
+            "SEPT",
+            "ſep",
+            "12:30",
+            "posted on ",
+        ),
+        *("作者：", "来源: ", "日期", "周一", "Monday", ", ", "１２", "é"),
+    ]
+    accepted = 0
+    for _ in range(20000):
+        line = "".join(rng.choice(pieces) for _ in range(rng.randrange(1, 9))).strip()
+        table = LineTable.of(TextBatch.from_strings([line]))
+        if len(table) != 1:
+            continue
+        data = TextBatch.from_strings([line]).data
+        path = kernels.paths(
+            data, characters.table(), table.start, table.end, patterns.PATH_OPENERS, patterns.LONGEST_PART
+        )
+        dated = kernels.dated(data, table.start, table.end, table.counts[:, DIGITS], patterns.MONTHS)
+        text = data[table.start[0] : table.end[0]].tobytes().decode()
+        assert path[0] or not patterns.breadcrumb(text), text
+        assert dated[0] or not patterns.byline(text), text
+        accepted += bool(patterns.breadcrumb(text)) + bool(patterns.byline(text))
+    assert accepted > 500
 
 
 def test_folding_keeps_positions() -> None:

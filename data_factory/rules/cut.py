@@ -9,6 +9,8 @@ What happens at the seam of a cut, so that the rest still reads as text:
 - Of blanks on both sides one side stays; none stays before a closing mark, at a line's start or at its end.
 - A clause mark (， 、 ； , ;) that would stand before an end mark, another clause mark or a line's end goes; so does
   a mark that would open a line or follow an end mark, and a pair of brackets or quotes that would be empty.
+- Where two words would become one, a space stands between them (`1</td><td>2`, `Roses&nbsp;need`), unless the cut was
+  of tags that stand inside words (`<b>H</b>ello`).
 - The text's outer whitespace goes.
 - A mask inside a cut vanishes. Overlapping masks are one, with the text of the longest (the first, on a tie); of a
   mask that a cut overlaps in part the rest is still replaced.
@@ -16,13 +18,17 @@ What happens at the seam of a cut, so that the rest still reads as text:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numba
 import numpy as np
+import numpy.typing as npt
 
+from data_factory import characters
 from data_factory.batches import I32, I64, Spans, TextBatch
+from data_factory.rules.lexicon import word_after, word_before
 
 
 @dataclass(frozen=True)
@@ -91,10 +97,39 @@ def plan(t1: TextBatch, protected: Spans, cuts: Spans, masks: Spans, mask_texts:
     pieces = _masks(base[masks.doc] + masks.start, base[masks.doc] + masks.end, text, start, end)
     starts, ends = np.concatenate((start, pieces[0])), np.concatenate((end, pieces[1]))
     which = np.concatenate((np.full(len(start), -1, np.int32), pieces[2]))
+    which[np.flatnonzero(_joining(t1, start, end, *pieces[:2]))] = len(texts)
+    texts = (*texts, b" ")
     order = np.argsort(starts, kind="stable")
     edits = Edits(starts[order], ends[order], which[order], texts, t1.offsets)
     before = np.searchsorted(edits.end, t1.offsets, side="right")
     return Edits(edits.start, edits.end, edits.text, texts, t1.offsets + edits.gains()[before])
+
+
+_INSIDE_WORDS = re.compile(
+    rb"(?:</?(?:a|b|i|u|s|em|strong|span|font|small|big|tt|strike|sup|sub|ins|del)(?:\s[^<>]*)?>|&(?:shy|zwj|zwnj);?)+",
+    re.IGNORECASE,
+)
+
+
+def _joining(t1: TextBatch, start: I64, end: I64, mask_start: I64, mask_end: I64) -> npt.NDArray[np.bool_]:
+    """bool [k]: deletions that would make one word of two. What a mask replaces is no word."""
+    doc = np.searchsorted(t1.offsets, start, side="right") - 1
+    first, last = t1.offsets[doc], t1.offsets[doc + 1]
+    joins = (start > first) & (end < last)
+    near = np.flatnonzero(joins)
+    joins[near] &= (t1.data[start[near] - 1] > 32) & (t1.data[end[near]] > 32)
+    flags = characters.table()
+    for k in np.flatnonzero(joins).tolist():
+        s, e = int(start[k]), int(end[k])
+        at = np.searchsorted(mask_start, (s - 1, e), side="right") - 1
+        masked = len(mask_start) > 0 and bool(((at >= 0) & (mask_end[at] > (s - 1, e))).any())
+        joins[k] = (
+            not masked
+            and word_before(t1.data, flags, first[k], s)
+            and word_after(t1.data, flags, last[k], e)
+            and not _INSIDE_WORDS.fullmatch(t1.data[s:e].tobytes())
+        )
+    return joins
 
 
 def apply(t1: TextBatch, edits: Edits) -> TextBatch:

@@ -6,12 +6,13 @@ of the sentence rules.
 
 from __future__ import annotations
 
-from collections import deque
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from data_factory.rules.automaton import build
 
 BOILERPLATE = 1  # a line that holds one is a boilerplate line
 POLICY = 2  # C4's policy list; these lines are boilerplate too
@@ -111,16 +112,12 @@ _MISREAD_AS_GBK = tuple(sorted({text for text in _MISREAD if len(text) == 3}))
 
 
 class Automaton(NamedTuple):
-    """An Aho-Corasick automaton over bytes, as arrays for kernels.
-
-    `classes`: uint8 [256], byte -> column; `moves`: int32 [states * columns], state + column -> next state, where a
-    state is the start of its row. State 0 is the start; phrases end in states >= `first_end` only, and the arrays
-    `mask` (class bits), `mojibake` and `filler` (characters of such phrases), all uint8, have one entry for each of
-    these, in order.
+    """A `Machine` with what the kernels ask of the states where phrases end: `mask` (class bits), and the characters of
+    `mojibake` and `filler` phrases that end there; uint8, one entry for each of these states, in order.
     """
 
     classes: npt.NDArray[np.uint8]
-    moves: npt.NDArray[np.int32]
+    moves: npt.NDArray[np.uint32]
     columns: int
     first_end: int
     mask: npt.NDArray[np.uint8]
@@ -152,56 +149,16 @@ def _fold(data: bytes) -> bytes:
 @cache
 def automaton() -> Automaton:
     """The automaton of `phrases()`."""
-    entries = {_fold(phrase.encode()): (bits, len(phrase)) for phrase, bits in phrases().items()}
-    used = sorted({byte for entry in entries for byte in entry})
-    classes = np.zeros(256, np.uint8)
-    for column, byte in enumerate(used, start=1):
-        classes[byte] = column
-        if 0x61 <= byte <= 0x7A:
-            classes[byte - 32] = column
-    columns = len(used) + 1
-    goto: list[dict[int, int]] = [{}]
-    own: list[tuple[int, int, int]] = [(0, 0, 0)]  # mask, mojibake characters, filler characters
-    for entry in sorted(entries):
-        state = 0
-        for byte in entry:
-            column = int(classes[byte])
-            if column not in goto[state]:
-                goto[state][column] = len(goto)
-                goto.append({})
-                own.append((0, 0, 0))
-            state = goto[state][column]
-        bits, length = entries[entry]
-        own[state] = (bits, length if bits & MOJIBAKE else 0, length if bits & FILLER else 0)
-    moves = np.zeros((len(goto), columns), np.int32)
-    fail = [0] * len(goto)
-    queue = deque([0])
-    while queue:
-        state = queue.popleft()
-        if state:
-            own[state] = tuple(
-                a | b if k == 0 else a + b for k, (a, b) in enumerate(zip(own[state], own[fail[state]], strict=True))
-            )  # type: ignore[assignment]
-        for column in range(columns):
-            following = goto[state].get(column)
-            if following is None:
-                moves[state, column] = moves[fail[state], column] if state else 0
-            else:
-                moves[state, column] = following
-                fail[following] = int(moves[fail[state], column]) if state else 0
-                queue.append(following)
-    # number the states anew: those where a phrase ends come last, so that one comparison finds them
-    ends = np.array([values[0] != 0 for values in own])
-    order = np.argsort(ends, kind="stable")
-    number = np.argsort(order)
-    first_end = int((~ends).sum())
-    masks, mojibakes, fillers = (np.array(values, np.uint8)[order[first_end:]] for values in zip(*own, strict=True))
-    return Automaton(
-        classes,
-        (number[moves[order]] * columns).astype(np.int32).ravel(),
-        columns,
-        first_end * columns,
-        masks,
-        mojibakes,
-        fillers,
-    )
+    entries = sorted((_fold(phrase.encode()), bits, len(phrase)) for phrase, bits in phrases().items())
+    machine = build([entry for entry, _, _ in entries])
+    masks, mojibake, filler = (np.zeros(len(machine.own), np.uint8) for _ in range(3))
+    for row in range(len(machine.own)):
+        place = row
+        while place >= 0:
+            if machine.own[place] >= 0:
+                _, bits, length = entries[machine.own[place]]
+                masks[row] |= bits
+                mojibake[row] += length if bits & MOJIBAKE else 0
+                filler[row] += length if bits & FILLER else 0
+            place = machine.shorter[place]
+    return Automaton(machine.classes, machine.moves, machine.columns, machine.first_end, masks, mojibake, filler)

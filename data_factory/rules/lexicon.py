@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-import ahocorasick_rs
 import numba
 import numpy as np
 import numpy.typing as npt
 
 from data_factory import characters
 from data_factory.batches import F32, I32, I64, TextBatch
+from data_factory.rules.automaton import build
 from ziya.errors import UserError
 
 GROUPS = (
@@ -72,9 +72,8 @@ class Lexicon:
             for entry in self.entries
         ]
         self._borders = np.array(borders, np.bool_).reshape(-1, 2)
-        self._automaton = ahocorasick_rs.BytesAhoCorasick(
-            self.entries, ahocorasick_rs.MatchKind.Standard, ahocorasick_rs.Implementation.DFA
-        )
+        self._lengths = np.array([len(entry) for entry in self.entries], np.int32)
+        self._machine = build(self.entries)
 
     @classmethod
     def load(cls, toxic: Sequence[str] = (), advert: Sequence[str] = ()) -> Lexicon:
@@ -92,13 +91,9 @@ class Lexicon:
 
     def search(self, batch: TextBatch) -> Matches:
         """Every occurrence of every entry, overlapping too, none across two documents and none inside a longer word."""
-        folded = fold_bytes(batch.data)
-        found = self._automaton.find_matches_as_indexes(memoryview(folded), overlapping=True)
-        table = np.array(found, np.int64).reshape(-1, 3)
-        entry, start, end = table[:, 0].astype(np.int32), table[:, 1].copy(), table[:, 2].copy()
-        flags, borders = characters.table(), self._borders
-        keep = _whole_words(batch.data, batch.offsets, flags, entry, start, end, borders)
-        entry, start, end = entry[keep], start[keep], end[keep]
+        entry, start, end = _search(
+            batch.data, batch.offsets, characters.table(), self._machine, self._lengths, self._borders
+        )
         order = np.lexsort((entry, -end, start))
         return Matches(entry[order], start[order], end[order])
 
@@ -188,18 +183,49 @@ def word_after(data, flags, last, i):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _whole_words(data, offsets, flags, entry, start, end, borders):  # type: ignore[no-untyped-def]
-    """bool [m]: matches inside one document that have the borders which their entries need."""
-    keep = np.zeros(len(entry), np.bool_)
-    doc = 0
-    for k in range(len(entry)):  # sorted by end
-        while offsets[doc + 1] < end[k]:
-            doc += 1
-        if start[k] < offsets[doc]:
-            continue
-        if borders[entry[k], 0] and word_before(data, flags, offsets[doc], start[k]):
-            continue
-        if borders[entry[k], 1] and word_after(data, flags, offsets[doc + 1], end[k]):
-            continue
-        keep[k] = True
-    return keep
+def _search(data, offsets, flags, machine, lengths, borders):  # type: ignore[no-untyped-def]
+    """(entry, start, end) of the occurrences inside one document that have the borders which their entries need."""
+    classes, moves, columns, first_end, own, shorter = machine
+    room = 1024
+    entry = np.empty(room, np.int32)
+    start, end = np.empty(room, np.int64), np.empty(room, np.int64)
+    n = 0
+    for doc in range(len(offsets) - 1):
+        first, last = offsets[doc], offsets[doc + 1]
+        state = np.uint32(0)
+        for i in range(first, last):
+            byte = data[i]
+            if byte >= 0x80 and i > first:  # folded as `fold_bytes` does; the classes fold ASCII
+                before = data[i - 1]
+                if before == 0xC3:
+                    if byte <= 0x9E and byte != 0x97:
+                        byte += 32
+                elif before == 0xEF:
+                    if byte == 0xBC and 0xA1 <= data[i + 1] <= 0xBA:
+                        byte += 1
+                elif before == 0xBC and 0xA1 <= byte <= 0xBA and data[i - 2] == 0xEF:
+                    byte -= 32
+            state = moves[state + classes[byte]]
+            if state < first_end:
+                continue
+            row = (np.int64(state) - first_end) // columns
+            while row >= 0:
+                number = own[row]
+                row = shorter[row]
+                if number < 0:
+                    continue
+                low = i + 1 - lengths[number]
+                if borders[number, 0] and word_before(data, flags, first, low):
+                    continue
+                if borders[number, 1] and word_after(data, flags, last, i + 1):
+                    continue
+                if n == room:
+                    entry, start, end = (
+                        np.concatenate((entry, entry)),
+                        np.concatenate((start, start)),
+                        np.concatenate((end, end)),
+                    )
+                    room *= 2
+                entry[n], start[n], end[n] = number, low, i + 1
+                n += 1
+    return entry[:n], start[:n], end[:n]

@@ -19,7 +19,8 @@ TABLE_ROW = 32  # starts with |
 ODD = 64  # holds a symbol that is neither of a rule (- * _ = ~) nor a mark of sentences, a quote or a bracket
 HEADING = 128  # starts with # or a digit
 
-_PLAIN_MARKS = tuple(ord(mark) for mark in "-*_=~.,!?;:'\"…。，！？、；：—–“”‘’（）()《》「」『』#>+`")
+_PLAIN = np.zeros(0x10000, np.bool_)  # marks that are not ODD
+_PLAIN[[ord(mark) for mark in "-*_=~.,!?;:'\"…。，！？、；：—–“”‘’（）()《》「」『』#>+`"]] = True
 
 # Columns of `LineTable.counts`.
 CHARS, WORDS, UNITS, UPPER, DIGITS, RUN, SOLID, FLAGS = range(8)
@@ -47,7 +48,7 @@ class LineTable:
     def of(cls, batch: TextBatch) -> LineTable:
         """The lines of a batch."""
         size = int(np.count_nonzero(batch.data == 10)) + len(batch)
-        return cls(*_lines(batch.data, batch.offsets, characters.table(), size))
+        return cls(*_lines(batch.data, batch.offsets, characters.table(), _PLAIN, size))
 
     def overlapping(self, batch: TextBatch, spans: Spans) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         """bool [m]: lines that share a byte with a span."""
@@ -62,7 +63,7 @@ class LineTable:
 
 
 @numba.njit(cache=True)
-def _lines(data, offsets, flags, size):  # type: ignore[no-untyped-def]
+def _lines(data, offsets, flags, plain, size):  # type: ignore[no-untyped-def]
     doc_of = np.empty(size, np.int32)
     starts = np.empty(size, np.int64)
     ends = np.empty(size, np.int64)
@@ -110,9 +111,15 @@ def _lines(data, offsets, flags, size):  # type: ignore[no-untyped-def]
                     words += 1
                     in_word = True
                 if flag & 1:  # HAN
-                    units += 1
+                    first = i
+                    while i < last and 0xE5 <= data[i] <= 0xE9:  # U+5000 to U+9FFF: more of them
+                        i += 3
+                    more = (i - first) // 3
+                    chars += more
+                    units += 1 + more
                     in_unit, in_url, run = False, False, 0
-                    solid += width
+                    solid += width + 3 * more
+                    end = i
                     bits |= WORDY
                     continue
                 if flag & 6:  # LETTER | DIGIT
@@ -125,10 +132,16 @@ def _lines(data, offsets, flags, size):  # type: ignore[no-untyped-def]
                         upper += 1
                     if flag & 4:
                         digits += 1
-                    run += 1
+                    first = i
+                    while i < last and 97 <= data[i] <= 122:  # most of a text is a-z behind a letter
+                        i += 1
+                    chars += i - first
+                    solid += i - first
+                    run += 1 + i - first
+                    end = i
                 else:
                     in_unit = False
-                    if point not in _PLAIN_MARKS:
+                    if point > 0xFFFF or not plain[point]:
                         bits |= ODD
                     if byte < 0x80:
                         run += 1

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_factory.batches import I64
 from data_factory.rules.lexicon import parse
 
 # 12, 1,234, 1.2k, 3.4万; not a section number (2.1.3.)
@@ -47,6 +46,7 @@ _CLOCK = (
     r"(?:(?:at\s+|上午|下午|@\s*)?\d{1,2}:\d{2}(?::\d{2})?(?:\s?[ap]\.?m\.?)?"
     r"(?:\s?(?:utc|gmt|est|edt|pst|pdt|cst|cet))?)"
 )
+MONTHS = np.array([int.from_bytes(month.encode()) for month in re.findall("[a-z]{3}", _MONTH)], np.int64)
 _DATE_ONLY = re.compile(rf"{_GAP}(?:{_WEEKDAY}\s*)?{_DATE}(?:\s*{_WEEKDAY})?{_GAP}\Z", re.IGNORECASE)
 _STAMP = re.compile(rf"{_GAP}(?:{_WEEKDAY}\s*)?{_DATE}(?:\s*{_WEEKDAY})?[\s,T|·-]*{_CLOCK}{_GAP}\Z", re.IGNORECASE)
 _EN_BYLINE = re.compile(
@@ -94,6 +94,12 @@ def _navigation(weight: float) -> frozenset[str]:
 
 
 _HOMES, _MENU = _navigation(3.0), _navigation(1.0)
+# The first three bytes of what may stand at the start of a path (for `span_kernels.paths`).
+PATH_OPENERS = np.array(
+    sorted({int.from_bytes(word.encode()[:3]) for word in (*_HOMES, "现", "当", "所", "的", "位", "您", "你", "you")}),
+    np.int64,
+)
+LONGEST_PART = 40
 _SEPARATOR = re.compile(r"\s*(?:>>|＞＞|[»›→＞|]|(?<![-=<])>)\s*")
 _HERE = re.compile(
     r"(?:(?:您|你)?(?:现在|当前|所在)?的?(?:所在)?位置(?:是|为)?|you(?: are|'re) here)\s*[:：]?\s*", re.IGNORECASE
@@ -105,7 +111,11 @@ def breadcrumb(line: str) -> float:
     here = _HERE.match(line)
     parts = [part.strip(" .-·") for part in _SEPARATOR.split(line[here.end() :] if here else line)]
     parts = [part for part in parts if part]
-    if len(parts) < 2 or max(map(len, parts)) > 40 or line.rstrip().endswith(("。", "！", "？", "!", "?", ";", "；")):
+    if (
+        len(parts) < 2
+        or max(map(len, parts)) > LONGEST_PART
+        or line.rstrip().endswith(("。", "！", "？", "!", "?", ";", "；"))
+    ):
         return 0.0
     if here or parts[0].lower() in _HOMES:
         return 2.0
@@ -113,46 +123,6 @@ def breadcrumb(line: str) -> float:
         menu = sum(part.lower() in _MENU for part in parts)
         return 2.0 if menu >= 2 and menu * 5 >= len(parts) * 3 else 1.0
     return 0.0
-
-
-_TAGS = (
-    r"div|span|p|br|hr|a|img|font|table|tbody|thead|tr|td|th|ul|ol|li|script|style|iframe|strong|em|b|i|u|s|h[1-6]|center|input|"
-    r"button|form|section|article|header|footer|nav|label|select|option|small|big|sup|sub|noscript|object|embed|param|blockquote"
-)
-_BB = r"url|img|quote|size|color|font|b|i|u|center|align|email|list|caption|embed|gallery|vc_\w+|audio|video|code"
-_REMNANT = re.compile(
-    rb"(?P<sure>"
-    rb"&(?:nbsp|ensp|emsp|ldquo|rdquo|lsquo|rsquo|hellip|mdash|ndash|middot|laquo|raquo|bull|zwnj|zwj|thinsp|shy);?"
-    rb"|&(?:amp;)+(?:nbsp|lt|gt|quot|amp|#\d{2,6});"
-    rb"|</?(?:" + _TAGS.encode() + rb")\s+[a-zA-Z\-]+\s*=\s*(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s>]+)[^<>\n]*>"
-    rb"|<!--(?:(?!-->)[^\n])*(?:-->)?"
-    rb"|\[/?(?:" + _BB.encode() + rb")(?:\s*=[^\]\n]{1,200}|\s+\w+=[^\]\n]{1,300})\]|\[/(?:" + _BB.encode() + rb")\]"
-    rb"|\[\[(?:file|image|category):[^\[\]\n]{1,300}\]\]"
-    rb"|\{\{\s?[\w#/!>:\x80-\xff][^{}\n]{0,200}\}\}|\{%[^{}\n]{1,200}%\}|<%[^<>\n]{1,200}%>"
-    rb")|(?P<doubtful>"
-    rb"</?(?:" + _TAGS.encode() + rb")\s*/?>|&(?:lt|gt|amp|quot|copy|reg|apos);|&#(?:\d{2,6}|x[0-9a-fA-F]{2,5});?"
-    rb")",
-    re.IGNORECASE,
-)
-_CODE = re.compile(rb"(`{1,3})(?:(?!\1)[^\n])+\1")
-
-
-def remnants(text: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, value) of HTML and template remnants in the line text[start:end], none inside back-quotes.
-
-    2 = sure: tags with attributes, entities of spacing and typography, comments, template and forum code, and the
-    bare tags of a line that holds a pair or three of them; 1 = doubtful: a bare tag or an entity that a text about
-    HTML would name.
-    """
-    code = [(match.start(), match.end()) for match in _CODE.finditer(text, start, end)]
-    found = []
-    for match in _REMNANT.finditer(text, start, end):
-        if not any(low <= match.start() < high for low, high in code):
-            found.append((match.start(), match.end(), 2 if match.group("sure") else 1))
-    tags = sum(text[s : s + 1] == b"<" for s, _, _ in found)
-    sure = tags >= 4 or any(value == 2 and text[s : s + 1] == b"<" for s, _, value in found)
-    for s, e, value in found:
-        yield s, e, 2 if sure and text[s : s + 1] == b"<" else value
 
 
 _CITATION = re.compile(  # 编辑 来源请求 注 1
@@ -164,14 +134,13 @@ _CITATION = re.compile(  # 编辑 来源请求 注 1
 _STACKED = re.compile(rb"(?:\[[\d,\- ]{1,12}\])+\Z")  # [1][2]: what stands before the first
 
 
-def citation(text: bytes, i: int, offsets: I64) -> Iterator[tuple[int, int, int]]:
-    """(start, end, value) of the citation mark whose [ stands at i: 2 after prose, else 1; none of a Markdown link.
+def citation(text: bytes, i: int, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+    """(start, end, value) of the citation mark whose [ stands at i of the document text[first:last]: 2 after prose,
+    else 1; none of a Markdown link.
 
     Prose is a mark, a closer or Han before it; a word too before named marks ([edit]). Numbers behind an ASCII letter,
     a blank or a wide colon, or not ascending, may be indices or values: 1.
     """
-    doc = int(np.searchsorted(offsets, i, side="right")) - 1
-    first, last = int(offsets[doc]), int(offsets[doc + 1])
     match = _CITATION.match(text, i, last)
     if not match or (match.end() < last and text[match.end() : match.end() + 1] in (b"(", b":")):
         return

@@ -14,10 +14,10 @@ import ipaddress
 import re
 from collections.abc import Iterator
 
-import numba
 import numpy as np
 
 from data_factory.batches import Spans, TextBatch
+from data_factory.rules.privacy_anchors import AT, COLON, HASH, OPEN, PLUS, TRIGGER, WORDY_AT, anchors
 
 MASK_TEXT: dict[str, bytes] = {
     "mask_email": b"<EMAIL>",
@@ -29,14 +29,27 @@ MASK_TEXT: dict[str, bytes] = {
 }
 OUTSIDE_CODE = frozenset({"mask_ip", "mask_account"})  # never inside protected spans
 
-_AT, _DIGITS, _PLUS, _OPEN, _COLON = range(5)
-
 _LOCAL = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._%+\-]*\Z")
 _DOMAIN = re.compile(
     rb"(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?\.)+(?:xn--[A-Za-z0-9\-]{2,59}|[A-Za-z]{2,24})"
 )
 _LABELS = frozenset({b"this", b"super", b"return", b"break", b"continue"})  # this@Outer.field of Kotlin
 _NOT_DOMAIN = re.compile(rb"\.(?:png|jpe?g|gif|webp|svg|css|js|mp4|pdf|service|target|socket)\Z", re.IGNORECASE)
+_TLD = rb"(?:com|net|org|edu|gov|mil|int|info|biz|name|dev|app|xyz|top|club|site|online|asia|[a-z]{2})"
+_DOT = rb"(?:\.|\s?[\[({]\s?dot\s?[\])}]\s?|\s(?:dot)\s)"
+_WORDY_DOMAIN = re.compile(
+    rb"(?:[\[({]|\xef\xbc\x88)\s?(?:at|@)\s?(?:[\])}]|\xef\xbc\x89)\s?(?:[a-z0-9](?:[a-z0-9\-]{0,61}[a-z0-9])?"
+    + _DOT
+    + rb"){1,4}"
+    + _TLD,
+    re.IGNORECASE,
+)
+_HASH_IS_AT = re.compile(  # （ ） 把 将 请 用 以; 换 替 改 代; 成 为 作 ＠
+    rb"\s?(?:[\[(]|\xef\xbc\x88)[^\n@#()\[\]]{0,24}#[^\n@#()\[\]]{0,24}"
+    rb"(?:=|->|\xe6\x8d\xa2|\xe6\x9b\xbf|\xe6\x94\xb9|\xe4\xbb\xa3|replace|change|with|by|to\b|is\b)[^\n@#()\[\]]{0,24}(?:@|\xef\xbc\xa0)"
+    rb"[^\n@#()\[\]]{0,12}?(?:[\])]|\xef\xbc\x89)",
+    re.IGNORECASE,
+)
 _MOBILE = re.compile(rb"(?:86[- ]?)?1[3-9]\d(?:\d{8}|([- ])\d{4}\1\d{4})")
 _LANDLINE = re.compile(
     rb"0(?:10|2\d|[3-9]\d\d)(?:[- ]|\xe2\x80\x93|\xe2\x80\x94)?[2-9]\d{2,3}[- ]?\d{4}(?:[- ]\d{1,4})?"
@@ -89,14 +102,15 @@ def find(t1: TextBatch, labels: list[tuple[int, int, bytes]]) -> list[tuple[str,
     `labels`: (start, end, folded label) of words that announce an account or a card (the lexicon's group "label").
     """
     text = t1.data.tobytes()
-    position, kind = _anchors(t1.data, np.flatnonzero(_TRIGGER[t1.data]))
     found: list[tuple[str, int, int]] = []
-    docs = np.searchsorted(t1.offsets, position, side="right") - 1
-    first, last = t1.offsets[docs].tolist(), t1.offsets[docs + 1].tolist()
-    for i, what, low, high in zip(position.tolist(), kind.tolist(), first, last, strict=True):
-        if what == _AT:
+    for i, what, low, high in zip(*(column.tolist() for column in anchors(t1.data, t1.offsets, TRIGGER)), strict=True):
+        if what == AT:
             found += _email(text, i, low, high)
-        elif what == _COLON:
+        elif what == WORDY_AT:
+            found += _wordy_email(text, i, low, high)
+        elif what == HASH:
+            found += _hash_email(text, i, low, high)
+        elif what == COLON:
             found += _ipv6(text, i, low, high)
         else:
             found += _number(text, i, what, low, high)
@@ -117,7 +131,7 @@ def find(t1: TextBatch, labels: list[tuple[int, int, bytes]]) -> list[tuple[str,
 
 def _email(text: bytes, i: int, low: int, high: int) -> Iterator[tuple[str, int, int]]:
     local = _LOCAL.search(text[max(low, i - 64) : i])
-    domain = _DOMAIN.match(text, i + 1, high)
+    domain = _DOMAIN.match(text, i + (1 if text[i] == 64 else 3), high)  # @ or ＠
     if (
         local
         and domain
@@ -126,6 +140,24 @@ def _email(text: bytes, i: int, low: int, high: int) -> Iterator[tuple[str, int,
         and _free_after(text, domain.end(), high)
     ):
         yield "mask_email", i - len(local.group()), domain.end()
+
+
+def _wordy_email(text: bytes, i: int, low: int, high: int) -> Iterator[tuple[str, int, int]]:
+    """name [at] host.tld, name(at)host dot tld: the last label must be a top-level domain that people have."""
+    blank = text[i - 1 : i] == b" "
+    local = _LOCAL.search(text[max(low, i - 64) : i - blank])
+    domain = _WORDY_DOMAIN.match(text, i, high)
+    if local and len(local.group()) > 1 and domain and _free_after(text, domain.end(), high):
+        yield "mask_email", i - blank - len(local.group()), domain.end()
+
+
+def _hash_email(text: bytes, i: int, low: int, high: int) -> Iterator[tuple[str, int, int]]:
+    """name#host.com(把#换成@), with what tells that # is @."""
+    local = _LOCAL.search(text[max(low, i - 64) : i])
+    domain = _DOMAIN.match(text, i + 1, high)
+    told = _HASH_IS_AT.match(text, domain.end(), high) if domain else None
+    if local and told:
+        yield "mask_email", i - len(local.group()), told.end()
 
 
 def _ipv6(text: bytes, i: int, low: int, high: int) -> Iterator[tuple[str, int, int]]:
@@ -144,9 +176,9 @@ _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
 
 def _number(text: bytes, i: int, what: int, low: int, high: int) -> Iterator[tuple[str, int, int]]:
-    if what == _PLUS:
+    if what == PLUS:
         patterns: tuple[re.Pattern[bytes], ...] = (_INTERNATIONAL,)
-    elif what == _OPEN:
+    elif what == OPEN:
         patterns = (_LANDLINE_OPEN, _NANP_OPEN)
     else:
         card = _ID_CARD.match(text, i, high)
@@ -241,97 +273,6 @@ def luhn_valid(number: bytes) -> bool:
     digits = [byte - 48 for byte in number if 48 <= byte <= 57]
     total = sum(digit if place % 2 == 0 else sum(divmod(2 * digit, 10)) for place, digit in enumerate(reversed(digits)))
     return total % 10 == 0 and len(set(digits)) > 1
-
-
-_TRIGGER = np.zeros(256, np.bool_)
-_TRIGGER[list(b"@+(:0123456789\xef")] = True
-
-
-@numba.njit(cache=True)
-def _is_digit(byte):  # type: ignore[no-untyped-def]
-    return 48 <= byte <= 57
-
-
-@numba.njit(cache=True)
-def _is_hex(byte):  # type: ignore[no-untyped-def]
-    return 48 <= byte <= 57 or 65 <= byte <= 70 or 97 <= byte <= 102
-
-
-@numba.njit(cache=True)
-def _anchors(data, triggers):  # type: ignore[no-untyped-def]
-    """(position int64, kind uint8): where private data may start (its @, for e-mail). Too many, never too few."""
-    position = np.empty(1024, np.int64)
-    kind = np.empty(1024, np.uint8)
-    n, size = 0, len(data)
-    colon_end, done = 0, 0
-    for i in triggers:
-        if i < done:
-            continue
-        byte = data[i]
-        what = -1
-        at = i
-        if byte == 64:  # @
-            if i > 0 and i + 1 < size and data[i - 1] > 36 and data[i + 1] > 44:
-                what = _AT
-        elif byte == 43:  # +
-            if i + 1 < size and 49 <= data[i + 1] <= 57:
-                what = _PLUS
-        elif byte == 40 or (byte == 0xEF and i + 3 < size and data[i + 1] == 0xBC and data[i + 2] == 0x88):  # ( （
-            width = 1 if byte == 40 else 3
-            if (
-                i + width + 2 < size
-                and _is_digit(data[i + width])
-                and _is_digit(data[i + width + 1])
-                and _is_digit(data[i + width + 2])
-            ):
-                what = _OPEN
-        elif byte == 58 and i >= colon_end:  # :
-            first = i
-            while first > 0 and i - first < 4 and _is_hex(data[first - 1]):
-                first -= 1
-            last, colons = i, 0
-            while last < size and (_is_hex(data[last]) or data[last] == 58):
-                colons += data[last] == 58
-                last += 1
-            if colons >= 2 and last - first >= 6 and first < i and (data[first] == 50 or data[first] == 51):
-                what = _COLON  # starts with 2 or 3: 2000::/3
-                at = first
-            colon_end = last
-        elif _is_digit(byte):
-            j = i + 1
-            while j < size and _is_digit(data[j]):
-                j += 1
-            length = j - i
-            after = data[j] if j < size else 10
-            if length in (11, 13):
-                if byte == 49 or (byte == 56 and length == 13) or byte == 48:
-                    what = _DIGITS
-            elif length in (10, 12):
-                if byte == 48:
-                    what = _DIGITS
-            elif length == 18 or (length == 17 and after in (88, 120)):
-                what = _DIGITS
-            elif length <= 4 and j + 1 < size:
-                dotted = after == 46 and length <= 3 and _is_digit(data[j + 1])
-                if dotted:  # a second dot with a digit must follow
-                    k = j + 2
-                    while k < size and _is_digit(data[k]):
-                        k += 1
-                    dotted = k + 1 < size and data[k] == 46 and _is_digit(data[k + 1])
-                joined = after in (45, 32) and _is_digit(data[j + 1]) and (length == 3 or byte == 48)
-                country = after in (45, 32) and data[j + 1] == 49 and length == 2 and byte == 56
-                dash = byte == 48 and after == 0xE2
-                north = length == 1 and byte == 49 and after in (45, 32) and 50 <= data[j + 1] <= 57
-                if dotted or joined or country or dash or north:
-                    what = _DIGITS
-            done = j
-        if what >= 0:
-            if n == len(position):
-                position = np.concatenate((position, np.empty(n, np.int64)))
-                kind = np.concatenate((kind, np.empty(n, np.uint8)))
-            position[n], kind[n] = at, what
-            n += 1
-    return position[:n].copy(), kind[:n].copy()
 
 
 def spans(t1: TextBatch, found: list[tuple[str, int, int]], protected: Spans) -> Spans:

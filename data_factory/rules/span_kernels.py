@@ -5,6 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from data_factory import characters
 from data_factory.rules import lines as ln
 
 
@@ -183,3 +184,142 @@ def last_sentence(data, flags, start, end):  # type: ignore[no-untyped-def]
     for k in range(len(start)):
         out[k] = ln.sentence_bounds(data, flags, start[k], end[k], end[k], end[k])[0]
     return out
+
+
+@numba.njit(cache=True)
+def _opens(data, i, end, openers):  # type: ignore[no-untyped-def]
+    """Whether the three bytes at i, lower-cased, are one of `openers`."""
+    if i + 3 > end:
+        return False
+    key = np.int64(0)
+    for j in range(i, i + 3):
+        key = key << 8 | np.int64(data[j] | 0x20 if 65 <= data[j] <= 90 else data[j])
+    known = False
+    for opener in openers:
+        known |= opener == key
+    return known
+
+
+@numba.njit(cache=True)
+def paths(data, flags, start, end, openers, longest):  # type: ignore[no-untyped-def]
+    """bool [k]: lines that may be a breadcrumb: three parts between > » › → | ＞, or two after an opener, none longer
+    than `longest` characters and no mark of a sentence at the end. Too many, never too few.
+
+    `openers`: int64, the first three bytes, lower-cased, of what may stand at the start of a path.
+    """
+    keep = np.zeros(len(start), np.bool_)
+    for k in range(len(start)):
+        i, stop = start[k], end[k]
+        if data[stop - 1] in (33, 59, 63):  # ! ; ?
+            continue
+        if stop - i >= 3 and (
+            (data[stop - 3] == 0xEF and data[stop - 2] == 0xBC and data[stop - 1] in (0x81, 0x9F, 0x9B))  # ！ ？ ；
+            or (data[stop - 3] == 0xE3 and data[stop - 2] == 0x80 and data[stop - 1] == 0x82)  # 。
+        ):
+            continue
+        parts, chars = 0, 0
+        filled, fits, opened = False, True, False
+        first, last = -1, -1
+        while i <= stop:
+            separator = 1
+            if i < stop:
+                byte = data[i]
+                point, width = characters.decode(data, i)
+                if byte == 62:  # not in -> => <>, but in >>
+                    joined = i > start[k] and data[i - 1] in (45, 60, 61)
+                    separator = 0 if joined and not (i + 1 < stop and data[i + 1] == 62) else 1
+                else:
+                    separator = 1 if byte == 124 or point in (0xBB, 0x203A, 0x2192, 0xFF1E) else 0
+                if separator == 0:
+                    trimmed = point <= 32 or point in (45, 46, 0xB7) or characters.flags_of(flags, point) & 32
+                    filled |= point not in (32, 45, 46, 0xB7)
+                    if not trimmed:
+                        if first < 0:
+                            first = chars
+                            opened |= parts == 0 and _opens(data, i, stop, openers)
+                        last = chars
+                    chars += 1
+                i += width
+            else:
+                i += 1
+            if separator:
+                parts += filled
+                fits &= first < 0 or last - first < longest
+                first, last, filled = -1, -1, False
+        keep[k] = opened or (fits and parts >= 3)
+    return keep
+
+
+@numba.njit(cache=True)
+def dated(data, start, end, digits, months):  # type: ignore[no-untyped-def]
+    """bool [k]: lines that `patterns.byline` may accept though they hold none of its labels: with a date, or a colon
+    behind Han, or a first word that may be a label. Too many, never too few.
+
+    `digits`: digits of each line (others than 0-9 are not looked at here: such lines are kept); `months`: int64, the
+    three letters of each month as one number.
+    """
+    keep = np.zeros(len(start), np.bool_)
+    for k in range(len(start)):
+        stop = end[k]
+        found = data[start[k]] | 0x20 in (99, 102, 112, 115, 116)  # c f p s t
+        wide, colon = False, False
+        plain, before, length, behind = 0, 0, 0, -1  # ASCII digits; the last two runs joined by . / - and their end
+        i = start[k]
+        while i < stop:
+            byte = data[i]
+            if 48 <= byte <= 57:
+                j = i + 1
+                while j < stop and 48 <= data[j] <= 57:
+                    j += 1
+                joined = behind == i - 1 and data[i - 1] in (45, 46, 47)
+                found |= joined and before > 0 and length <= 2 and (before >= 4 or j - i >= 4)
+                before, length, behind = length if joined else 0, j - i, j
+                plain += j - i
+                i = j
+                continue
+            wide |= byte >= 0x80
+            colon |= byte == 58
+            if byte == 0xE5:
+                found |= data[i + 1] == 0xB9 and data[i + 2] == 0xB4  # 年
+            elif byte == 0xC5:
+                found |= data[i + 1] == 0xBF  # the long s, in any case
+            elif byte == 0xEF and data[i + 1] == 0xBC and data[i + 2] == 0x9A:  # ：
+                colon = True
+            elif 97 <= byte | 0x20 <= 122 and i + 2 < stop:
+                key = np.int64(byte | 0x20) << 16 | np.int64(data[i + 1] | 0x20) << 8 | np.int64(data[i + 2] | 0x20)
+                for m in range(len(months)):
+                    found |= months[m] == key
+            i += 1
+        keep[k] = found or plain != digits[k] or (wide and colon)
+    return keep
+
+
+@numba.njit(cache=True)
+def brackets(data):  # type: ignore[no-untyped-def]
+    """int64: every [ that may open a citation mark: numbers up to the ], or the first letters of a named mark."""
+    out = np.empty(256, np.int64)
+    n, size = 0, len(data)
+    for i in range(size - 2):
+        if data[i] != 91:
+            continue
+        a, b = data[i + 1], data[i + 2]
+        if 48 <= a <= 57:
+            j = i + 1
+            while j < size and (48 <= data[j] <= 57 or data[j] in (44, 45, 32) or 9 <= data[j] <= 13):
+                j += 1
+            found = j < size and data[j] == 93
+        else:  # edit, citation, clarification, note, nb, who, when, 编 来 注
+            found = (
+                (a == 101 and b == 100)
+                or (a == 99 and b in (105, 108))
+                or (a == 110 and b in (111, 98))
+                or (a == 119 and b == 104)
+                or (a == 0xE7 and b == 0xBC)
+                or (a == 0xE6 and b in (0x9D, 0xB3))
+            )
+        if found:
+            if n == len(out):
+                out = np.concatenate((out, out))
+            out[n] = i
+            n += 1
+    return out[:n].copy()

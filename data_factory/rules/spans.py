@@ -21,7 +21,8 @@ from data_factory.rules import lines as ln
 from data_factory.rules import span_kernels as kernels
 from data_factory.rules.lexicon import GROUP, Lexicon, Matches
 from data_factory.rules.lines import LineTable
-from data_factory.rules.patterns import breadcrumb, byline, citation, counter, remnants
+from data_factory.rules.patterns import LONGEST_PART, MONTHS, PATH_OPENERS, breadcrumb, byline, citation, counter
+from data_factory.rules.remnants import remnants
 from ziya.errors import UserError
 
 Bools = npt.NDArray[np.bool_]
@@ -66,6 +67,12 @@ def check_floors(thresholds: Mapping[str, Mapping[str, float]]) -> None:
         raise UserError(f"thresholds looser than what is stored: {'; '.join(problems)}")
 
 
+def _passes(rule: str, values: npt.NDArray[Any]) -> Bools:
+    """bool: values that the looser of the rule's two floors lets through."""
+    floors = FLOORS[rule].values()
+    return values > np.float32(min(floors)) if RULE[rule].bad == "above" else values < np.float32(max(floors))
+
+
 @dataclass
 class _Table:
     """Collects candidates of a batch."""
@@ -76,9 +83,9 @@ class _Table:
 
     def add(self, rule: str, start: I64, end: I64, value: npt.ArrayLike) -> None:
         """Store the spans (batch positions) of a cut rule whose value passes its floor."""
-        real = end > start
-        values = np.broadcast_to(np.asarray(value, np.float32), start.shape)[real]
-        start, end = start[real], end[real]
+        values = np.broadcast_to(np.asarray(value, np.float32), start.shape)
+        keep = _passes(rule, values) & (end > start)
+        start, end, values = start[keep], end[keep], values[keep]
         doc = np.searchsorted(self.t1.offsets, start, side="right") - 1
         floor = np.where(self.chinese[doc], FLOORS[rule]["zh"], FLOORS[rule]["en"]).astype(np.float32)
         keep = values > floor if RULE[rule].bad == "above" else values < floor
@@ -216,9 +223,11 @@ class Detectors:
         low, high = lines.start[rows], lines.end[rows]
         own.add("remnant_lines", low, high, covered[rows] / (high - low))
 
-        brackets = _brackets(t1.data)
+        brackets = kernels.brackets(t1.data)
         brackets = brackets[~fenced[np.searchsorted(lines.start, brackets, side="right") - 1]]
-        marks = [mark for i in brackets.tolist() for mark in citation(text, i, t1.offsets)]
+        doc = np.searchsorted(t1.offsets, brackets, side="right") - 1
+        places = zip(brackets.tolist(), t1.offsets[doc].tolist(), t1.offsets[doc + 1].tolist(), strict=True)
+        marks = [mark for place in places for mark in citation(text, *place)]
         own.add("citation_marks", *np.array(marks, np.int64).reshape(-1, 3).T.copy())
         return own.parts
 
@@ -256,10 +265,10 @@ class Detectors:
 def _shape_rules(table: _Table, lines: LineTable, guarded: Bools, chinese: Bools) -> None:
     """Rules over the counts of a line."""
     counts = lines.counts
-    flags, chars = counts[:, ln.FLAGS], np.maximum(counts[:, ln.CHARS], 1)
+    flags, chars, free = counts[:, ln.FLAGS], np.maximum(counts[:, ln.CHARS], 1), ~guarded
 
     def emit(rule: str, value: npt.ArrayLike, rows: Bools) -> None:
-        index = np.flatnonzero(rows & ~guarded)
+        index = np.flatnonzero(rows & free & _passes(rule, np.asarray(value, np.float32)))
         table.add(rule, lines.start[index], lines.end[index], np.asarray(value)[index])
 
     open_end = (flags & ln.TERMINAL) == 0
@@ -357,18 +366,11 @@ def _pattern_rules(table: _Table, lines: LineTable, hits: _Hits, guarded: Bools,
         counter,
     )
     labelled = hits.line[hits.of("byline")[0] > 0]
-    dated = np.flatnonzero((digits >= 3) & (chars <= 40) & (digits * 4 >= chars))
-    rows = np.union1d(labelled[chars[labelled] <= 150], dated)
-    emit("byline_lines", rows[~guarded[rows]], byline)
+    dated = np.flatnonzero((digits >= 3) & (chars <= 40) & (digits * 4 >= chars) & ~guarded)
+    dated = dated[kernels.dated(table.t1.data, lines.start[dated], lines.end[dated], digits[dated], MONTHS)]
+    rows = np.union1d(labelled[(chars[labelled] <= 150) & ~guarded[labelled]], dated)
+    emit("byline_lines", rows, byline)
     rows = np.flatnonzero(((flags & (ln.SEPARATED | ln.TABLE_ROW)) == ln.SEPARATED) & (chars <= 150) & ~guarded)
+    borders = lines.start[rows], lines.end[rows]
+    rows = rows[kernels.paths(table.t1.data, characters.table(), *borders, PATH_OPENERS, LONGEST_PART)]
     emit("breadcrumb_lines", rows, breadcrumb)
-
-
-_AFTER_BRACKET = np.zeros(256, np.bool_)
-_AFTER_BRACKET[list(b"0123456789cenw\xe7\xe6")] = True  # digits, first letters of named marks, first bytes of 编 来 注
-
-
-def _brackets(data: U8) -> I64:
-    """int64: every [ that may open a citation mark."""
-    at = np.flatnonzero(data[:-1] == 91)
-    return at[_AFTER_BRACKET[data[at + 1]]]
