@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from data_factory.config import DataConfig
-from ziya import config as settings
 from ziya.errors import UserError, run_main
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(command: str) -> argparse.ArgumentParser:
+    """The parser of all commands. What is slow to import, which some arguments and help texts need, is imported for
+    `command` alone, and here: Ctrl-C meanwhile is one line too."""
     parser = argparse.ArgumentParser(prog="ziya-data", description="A crawl dump becomes clean, accounted token packs.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -26,11 +26,15 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run", help=help_text, description=help_text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    run.epilog = (
-        "Paths are relative to the current folder. A rule takes a number, off, null (the preset's threshold), or one of\n"
-        "these for a language: rules.min_chars.zh=80. [measuring] settings need a new run, [deciding] ones can be moved by\n"
-        "`ziya-data decide`:\n" + "\n".join(settings.describe(DataConfig))
-    )
+    if command == "run":
+        from data_factory.config import DataConfig
+        from ziya import config as settings
+
+        run.epilog = (
+            "Paths are relative to the current folder. A rule takes a number, off, null (the preset's threshold), or one "
+            "of\nthese for a language: rules.min_chars.zh=80. [measuring] settings need a new run, [deciding] ones can be "
+            "moved by\n`ziya-data decide`:\n" + "\n".join(settings.describe(DataConfig))
+        )
     run.add_argument("config", type=Path, metavar="CONFIG", help="YAML config, for example configs/data/ziya2.yaml")
     run.add_argument(
         "overrides", nargs="*", metavar="key=value", help="dotted overrides, for example rules.min_chars=100"
@@ -84,12 +88,16 @@ def _parser() -> argparse.ArgumentParser:
     rules.add_argument("--preset", default="ziya2", help="whose thresholds to show")
     rules.add_argument("--json", action="store_true", help="print JSON")
 
-    from data_factory import train_lm, vocab
+    train = commands.add_parser("train-lm", help="train a KenLM model over SentencePiece pieces for perplexity tiers")
+    if command == "train-lm":
+        from data_factory import train_lm
 
-    train_lm.add_arguments(
-        commands.add_parser("train-lm", help="train a KenLM model over SentencePiece pieces for perplexity tiers")
-    )
-    vocab.add_arguments(commands.add_parser("vocab", help="list the most frequent characters that a tokenizer lacks"))
+        train_lm.add_arguments(train)
+    characters = commands.add_parser("vocab", help="list the most frequent characters that a tokenizer lacks")
+    if command == "vocab":
+        from data_factory import vocab
+
+        vocab.add_arguments(characters)
 
     pack = commands.add_parser("pack", help="(re)pack the kept documents of a run with a tokenizer")
     pack.add_argument("out", type=Path, metavar="OUT", help="output folder of a run")
@@ -113,8 +121,13 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from data_factory.executor import rarely_collect
+
+    rarely_collect()  # before the imports
     from data_factory import pipeline
+    from data_factory.config import DataConfig
     from data_factory.report import text
+    from ziya import config as settings
 
     raw = settings.apply_overrides(settings.read_yaml(args.config), args.overrides)
     if args.input:
@@ -134,6 +147,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _decide(args: argparse.Namespace) -> int:
+    from data_factory.executor import rarely_collect
+
+    rarely_collect()  # before the imports
     from data_factory import pipeline
     from data_factory.report import text
 
@@ -194,15 +210,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
 
     def command() -> int:
-        parser = _parser()
-        args, rest = parser.parse_known_args(argv)
+        given = sys.argv[1:] if argv is None else list(argv)
+        parser = _parser(next((item for item in given if not item.startswith("-")), ""))
+        args, rest = parser.parse_known_args(given)
         # argparse cannot take key=value after options; and `--input PATH key=value` swallows it
         if hasattr(args, "overrides"):
-            given = list(getattr(args, "input", None) or [])
-            swallowed = [item for item in given if _OVERRIDE.match(item) and not Path(item).exists()]
+            paths = list(getattr(args, "input", None) or [])
+            swallowed = [item for item in paths if _OVERRIDE.match(item) and not Path(item).exists()]
             args.overrides += [item for item in rest if _OVERRIDE.match(item)] + swallowed
-            if given:
-                args.input = [item for item in given if item not in swallowed]
+            if paths:
+                args.input = [item for item in paths if item not in swallowed]
             rest = [item for item in rest if not _OVERRIDE.match(item)]
         if rest:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -23,8 +23,9 @@ Unqualified rate = documents that fail any metric / documents evaluated; `passed
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,72 +35,104 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
-from scipy.special import betaincinv
 
-from data_factory.config import DataConfig, Evaluation
+from data_factory import evaluate_verdict
+from data_factory.config import DataConfig
 from data_factory.documents import read_batches, read_table, table_writer
-from data_factory.evaluate_measure import Checks, Row, measure
+from data_factory.evaluate_measure import MEASURED, Checks, measure
+from data_factory.measure import tools
 from data_factory.perplexity import Scorer
+from data_factory.steps import Steps
 from ziya.files import write_json
+from ziya.manifest import identity
 
 BATCH_ROWS, BATCH_BYTES = 512, 16 << 20  # measured together
 _COLUMNS = ["id", "url", "source", "text", "lang", "protected", "perplexity", "task"]
-LEVELS = {
-    "privacy": 1,
-    "toxic": 1,
-    "advert": 1,
-    "web_remnant": 1,
-    "perplexity": 2,
-    "informativeness": 2,
-    "readability": 2,
-    "document_length": 3,
-    "language_distribution": 3,
-    "topic_distribution": 3,
-}
 
-# One row a document and metric that it fails. `start`, `end`: bytes of T2 of the first hit, -1 where the metric has no
-# place.
-FAILURES = pa.schema([
-    ("id", pa.string()),
-    ("url", pa.string()),
-    ("source", pa.string()),
-    ("lang", pa.string()),
-    ("metric", pa.string()),
-    ("level", pa.int8()),
-    ("value", pa.float64()),  # hits for level 1, else the measured value
-    ("threshold", pa.float64()),
-    ("start", pa.int64()),
-    ("end", pa.int64()),
-])  # fmt: skip
+
+def evaluate_all(
+    config: DataConfig, out: Path, names: Sequence[str], steps: Steps, decided: str
+) -> dict[str, Any] | None:
+    """Draw the sample, measure it unit by unit, conclude; writes `evaluation/` and returns what evaluation.json holds,
+    None when the evaluation is off. `decided`: identity of the kept documents and of all settings of the evaluation.
+    """
+    if not config.evaluation.enabled:
+        shutil.rmtree(out / "evaluation", ignore_errors=True)  # of an earlier decision, with its markers
+        for step in ("sample", "evaluate", "verdict"):
+            steps.markers.forget(step)
+        return None
+    if steps.markers.result("verdict", "all", identity("verdict", decided)) is None:
+        kept = [out / "kept" / f"{name}.parquet" for name in names]
+        chosen = steps.once("sample", identity("sample", decided), lambda: asdict(sample(kept, config)))
+        steps.each(
+            "evaluate",
+            identity("evaluate", decided),
+            evaluate_unit,
+            names,
+            lambda name: (config, out, name, chosen),
+            lambda name: [_part(out, name)],
+        )
+    result: dict[str, Any] = steps.once(
+        "verdict",
+        identity("verdict", decided),
+        lambda: _verdict(
+            config,
+            out / "evaluation",
+            [read_table(_part(out, name)) for name in names],
+            int(chosen["population"]),
+            scored=_scored(config),
+        ),
+        lambda: sorted((out / "evaluation").glob("*")),
+    )
+    shutil.rmtree(out / "work" / "evaluation", ignore_errors=True)
+    return result
+
+
+def evaluate_unit(config: DataConfig, out: Path, name: str, chosen: Mapping[str, Any]) -> int:
+    """Measure the sampled documents of one unit: writes work/evaluation/<name>.parquet of schema MEASURED; returns how
+    many there are. `chosen`: a `Sample` as a dictionary."""
+
+    def scorer() -> Scorer:
+        found, *_ = tools(config)
+        assert found is not None
+        return found
+
+    path, checks = out / "kept" / f"{name}.parquet", Checks.load(config.evaluation)
+    table = _measured(path, config, checks, Sample(**chosen), scorer if _scored(config) else None)
+    with table_writer(_part(out, name), MEASURED) as writer:
+        writer.write(table)
+    return len(table)
 
 
 def evaluate(kept_files: Sequence[Path], config: DataConfig, out: Path, scorer: Scorer | None) -> dict[str, Any]:
-    """Evaluate a sample of the kept documents; writes `evaluation.json` and `failures.parquet` into `out` and returns
-    the former.
+    """Evaluate a sample of the kept documents here and now; writes `evaluation.json` and `failures.parquet` into
+    `out` and returns the former.
 
     `kept_files`: Parquet files of schema `documents.KEPT`. Documents of sources without the step `evaluation` are left
-    out. Without a
-    `scorer` (or a model of a document's language) perplexity and informativeness are not measured, and the result says
-    so.
+    out. Without a `scorer` (or a model of a document's language) perplexity and informativeness are not measured, and
+    the result says so.
     """
-    settings = config.evaluation
-    sources = [source.name for source in config.sources if "evaluation" in source.steps]
-    population, wanted = sample(kept_files, sources, settings, config.seed)
-    checks = Checks.load(settings)
-    rows: list[Row] = []
-    for table in _sampled(kept_files, wanted):
-        rows += measure(table, config, checks, scorer)
-    rows.sort(key=lambda row: (row.identity["id"], row.identity["source"]))
-    thresholds = _relative(rows, settings)
-    result = _verdict(rows, population, config, scorer, thresholds)
-    with table_writer(out / "failures.parquet", FAILURES) as writer:
-        for row in rows:
-            if row.failures:
-                table = [
-                    {**row.identity, "metric": m, "level": LEVELS[m], "value": v, "threshold": t, "start": s, "end": e}
-                    for m, v, t, s, e in row.failures
-                ]
-                writer.write(pa.Table.from_pylist(table, FAILURES))
+    chosen, checks = sample(kept_files, config), Checks.load(config.evaluation)
+    models = None if scorer is None else lambda: scorer
+    tables = [_measured(path, config, checks, chosen, models) for path in kept_files]
+    return _verdict(config, out, tables, chosen.population, scored=scorer is not None)
+
+
+def _part(out: Path, name: str) -> Path:
+    return out / "work" / "evaluation" / f"{name}.parquet"
+
+
+def _scored(config: DataConfig) -> bool:
+    return config.scoring.enabled and bool(config.scoring.models)
+
+
+def _verdict(
+    config: DataConfig, out: Path, tables: Sequence[pa.Table], population: int, *, scored: bool
+) -> dict[str, Any]:
+    table = evaluate_verdict.ordered(pa.concat_tables([MEASURED.empty_table(), *tables]))
+    result, failures = evaluate_verdict.conclude(table, population, config, scored=scored)
+    with table_writer(out / "failures.parquet", evaluate_verdict.FAILURES) as writer:
+        writer.write(failures)
     write_json(out / "evaluation.json", result)
     return result
 
@@ -107,52 +140,87 @@ def evaluate(kept_files: Sequence[Path], config: DataConfig, out: Path, scorer: 
 # ---- sample
 
 
-def sample(files: Sequence[Path], sources: Sequence[str], settings: Evaluation, seed: int) -> tuple[int, set[str]]:
-    """(documents of `sources`, ids of the sample): the max(ceil(share), min_documents) smallest by (hash of seed and
-    id, id).
+@dataclass(frozen=True)
+class Sample:
+    """The documents that come first by (hash of seed and id, id).
+
+    `population`: documents it was drawn from; `size`: its own; `key`, `id`: of its last document.
+    """
+
+    population: int
+    size: int
+    key: int
+    id: str
+
+
+def sample(files: Sequence[Path], config: DataConfig) -> Sample:
+    """The max(ceil(share), min_documents) first documents of the sources with the step `evaluation`.
 
     Memory follows the sample, not the documents.
     """
-    population = sum(
-        int(np.count_nonzero(batch_mask(table, sources))) for file in files for table in read_batches(file, ["source"])
-    )
+    settings = config.evaluation
+    population = sum(int(_wanted(table, config).sum()) for file in files for table in read_batches(file, ["source"]))
     size = min(population, max(math.ceil(settings.share * population), settings.min_documents))
     chosen: list[tuple[int, str]] = []
     for file in files:
         for table in read_batches(file, ["id", "source"]):
-            ids = table["id"].filter(pa.array(batch_mask(table, sources))).to_pylist()
-            chosen += [(xxhash.xxh3_64_intdigest(f"{seed}:{name}".encode()), name) for name in ids]
+            ids = table["id"].filter(pa.array(_wanted(table, config))).to_pylist()
+            chosen += zip(_keys(ids, config.seed), ids, strict=True)
             if len(chosen) > 2 * size + 100_000:
                 chosen = sorted(chosen)[:size]
-    return population, {name for _, name in sorted(chosen)[:size]}
+    last = max(sorted(chosen)[:size], default=(-1, ""))
+    return Sample(population, size, *last)
 
 
-def batch_mask(table: pa.Table, sources: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """Which rows come from one of `sources`."""
-    wanted = set(sources)
-    return np.array([name in wanted for name in table["source"].to_pylist()], np.bool_)
+def _keys(ids: Sequence[str], seed: int) -> list[int]:
+    return [xxhash.xxh3_64_intdigest(f"{seed}:{name}".encode()) for name in ids]
 
 
-def _sampled(files: Sequence[Path], wanted: set[str]) -> Iterator[pa.Table]:
-    """The sampled rows in batches, with the columns `uncut` and `bits_per_char`; row groups without one are not read beyond their ids."""
+def _wanted(table: pa.Table, config: DataConfig) -> npt.NDArray[np.bool_]:
+    """Which rows come from a source with the step `evaluation`."""
+    names = {source.name for source in config.sources if "evaluation" in source.steps}
+    return np.array([name in names for name in table["source"].to_pylist()], np.bool_)
+
+
+def _chosen(table: pa.Table, config: DataConfig, chosen: Sample) -> npt.NDArray[np.bool_]:
+    """Which rows are in the sample. `table`: columns id and source."""
+    ids = table["id"].to_pylist()
+    last = chosen.key, chosen.id
+    inside = [pair <= last for pair in zip(_keys(ids, config.seed), ids, strict=True)]
+    return np.array(inside, np.bool_) & _wanted(table, config)
+
+
+def _measured(
+    path: Path, config: DataConfig, checks: Checks, chosen: Sample, scorer: Callable[[], Scorer] | None
+) -> pa.Table:
+    """The sampled documents of a file, measured. `scorer` is called when a document needs one; None: scoring is off."""
+    parts = [measure(table, config, checks, scorer) for table in _sampled(path, config, chosen)]
+    return pa.concat_tables([MEASURED.empty_table(), *parts])
+
+
+def _sampled(path: Path, config: DataConfig, chosen: Sample) -> Iterator[pa.Table]:
+    """The sampled rows of a file in batches, with the columns `uncut` and `bits_per_char`.
+
+    Of row groups without one nothing but ids is read.
+    """
     pending: list[pa.Table] = []
-    for path in files:
-        uncut: dict[str, float] | None = None
-        with pq.ParquetFile(path, memory_map=False) as file:
-            for group in range(file.num_row_groups):
-                names = file.read_row_group(group, columns=["id"], use_threads=False)["id"].to_pylist()
-                mask = [name in wanted for name in names]
-                if any(mask):
-                    uncut = _uncut(path) if uncut is None else uncut
-                    table = file.read_row_group(group, columns=_COLUMNS, use_threads=False).filter(pa.array(mask))
-                    ids = table["id"].to_pylist()
-                    table = table.append_column("uncut", pa.array([name in uncut for name in ids], pa.bool_()))
-                    known = pa.array([uncut.get(name, math.nan) for name in ids], pa.float32())
-                    pending.append(table.append_column("bits_per_char", known))
-                    size = sum(part["text"].nbytes for part in pending)
-                    if sum(map(len, pending)) >= BATCH_ROWS or size >= BATCH_BYTES:
-                        yield pa.concat_tables(pending)
-                        pending = []
+    uncut: dict[str, float] | None = None
+    with pq.ParquetFile(path, memory_map=False) as file:
+        for group in range(file.num_row_groups):
+            mask = _chosen(file.read_row_group(group, columns=["id", "source"], use_threads=False), config, chosen)
+            if not mask.any():
+                continue
+            uncut = _uncut(path) if uncut is None else uncut
+            table = file.read_row_group(group, columns=_COLUMNS, use_threads=False)
+            table = table if mask.all() else table.filter(pa.array(mask))
+            ids = table["id"].to_pylist()
+            table = table.append_column("uncut", pa.array([name in uncut for name in ids], pa.bool_()))
+            known = pa.array([uncut.get(name, math.nan) for name in ids], pa.float32())
+            pending.append(table.append_column("bits_per_char", known))
+            size = sum(part["text"].nbytes for part in pending)
+            if sum(map(len, pending)) >= BATCH_ROWS or size >= BATCH_BYTES:
+                yield pa.concat_tables(pending)
+                pending = []
     if pending:
         yield pa.concat_tables(pending)
 
@@ -170,130 +238,3 @@ def _uncut(kept: Path) -> dict[str, float]:
     columns = read_table(measured, ["id", "bits_per_char"])
     bits = dict(zip(columns["id"].to_pylist(), columns["bits_per_char"].to_pylist(), strict=True))
     return {name: bits.get(name, math.nan) for name in ids}
-
-
-def _relative(rows: list[Row], settings: Evaluation) -> dict[str, float]:
-    """Add the failures against the sample's medians; returns the cap of perplexity per language."""
-    caps = {}
-    for lang in sorted({row.lang for row in rows}):
-        scored = [row for row in rows if row.lang == lang and not math.isnan(row.perplexity)]
-        if scored:
-            caps[lang] = settings.max_perplexity_ratio * float(np.median([row.perplexity for row in scored]))
-        for row in scored:
-            if row.perplexity > caps[lang] and not any(failure[0] == "perplexity" for failure in row.failures):
-                row.failures.append(("perplexity", row.perplexity, caps[lang], -1, -1))
-    return caps
-
-
-# ---- verdict
-
-
-def bounds(failed: int, total: int, confidence: float) -> tuple[float, float]:
-    """Clopper-Pearson bounds of a rate, two-sided; (0, 1) for no observation."""
-    if total == 0:
-        return 0.0, 1.0
-    tail = (1 - confidence) / 2
-    low = float(betaincinv(failed, total - failed + 1, tail)) if failed else 0.0
-    high = float(betaincinv(failed + 1, total - failed, 1 - tail)) if failed < total else 1.0
-    return round(low, 12), round(high, 12)
-
-
-def needed(pass_mark: float, confidence: float) -> int | None:
-    """Documents that a sample without any failure needs so that its upper bound meets the pass mark; None when none
-    can."""
-    if pass_mark <= 0:
-        return None
-    return 1 if pass_mark >= 1 else math.ceil(math.log((1 - confidence) / 2) / math.log1p(-pass_mark))
-
-
-def _verdict(
-    rows: list[Row], population: int, config: DataConfig, scorer: Scorer | None, caps: dict[str, float]
-) -> dict[str, Any]:
-    settings = config.evaluation
-    total = len(rows)
-    failed = sum(bool(row.failures) for row in rows)
-    low, high = bounds(failed, total, settings.confidence)
-    rate = failed / total if total else 0.0
-    per_metric = Counter(failure[0] for row in rows for failure in row.failures)
-    unscored = sorted({row.lang for row in rows if math.isnan(row.perplexity)})
-    metrics: dict[str, dict[str, Any]] = {
-        name: {"level": level, "failures": per_metric[name], "measured": True} for name, level in LEVELS.items()
-    }
-    for name in ("perplexity", "informativeness"):
-        metrics[name]["measured"] = any(not math.isnan(row.perplexity) for row in rows)
-        metrics[name]["unmeasured_documents"] = sum(math.isnan(row.perplexity) for row in rows)
-    languages, warnings = _distributions(rows, config)
-    if total == 0:
-        warnings.insert(0, "no document was evaluated: nothing was kept, or no source has the step evaluation")
-    if unscored and total:
-        warnings.append(
-            f"perplexity and informativeness were not measured for {', '.join(unscored)}: "
-            f"{'no model' if scorer else 'scoring is off'}"
-        )
-    return {
-        "population": population,
-        "evaluated": total,
-        "seed": config.seed,
-        "unqualified": failed,
-        "unqualified_rate": rate,
-        "pass_mark": settings.pass_mark,
-        "passed": bool(total) and rate <= settings.pass_mark,
-        "confidence": settings.confidence,
-        "low": low,
-        "high": high,
-        "sufficient": high <= settings.pass_mark,
-        "needed_without_failure": needed(settings.pass_mark, settings.confidence),
-        "metrics": metrics,
-        "perplexity_caps": {lang: round(value, 4) for lang, value in caps.items()},
-        "languages": languages,
-        "topics": _shares(row.topic for row in rows),
-        "length": _quantiles([float(row.chars) for row in rows]),
-        "warnings": warnings,
-    }
-
-
-def _distributions(rows: list[Row], config: DataConfig) -> tuple[dict[str, Any], list[str]]:
-    """Language table and the warnings of the two distribution metrics."""
-    settings = config.evaluation
-    warnings: list[str] = []
-    languages: dict[str, dict[str, Any]] = {}
-    for lang, lang_share in _shares(row.lang for row in rows).items():
-        own = [row for row in rows if row.lang == lang]
-        # "und": too few letters for an opinion is no contradiction
-        other = sum(row.detected not in (lang, "und") for row in own) / len(own)
-        languages[lang] = {
-            "share": lang_share,
-            "documents": len(own),
-            "mismatch": round(other, 6),
-            "perplexity": _quantiles([row.perplexity for row in own]),
-            "information": _quantiles([row.information for row in own]),
-        }
-        if other > settings.max_language_mismatch:
-            warnings.append(f"language_distribution: {other:.1%} of the {lang} documents read as another language")
-    for lang in config.language.keep:
-        share = float(languages[lang]["share"]) if lang in languages else 0.0
-        if rows and share < settings.min_language_share:
-            warnings.append(
-                f"language_distribution: {lang} is {share:.2%} of the sample, below {settings.min_language_share:.2%}"
-            )
-    for topic, share in _shares(row.topic for row in rows).items():
-        if topic != "other" and share > settings.max_topic_share:
-            warnings.append(f"topic_distribution: {share:.1%} of the sample is about {topic}")
-    return languages, warnings
-
-
-def _shares(values: Iterator[str]) -> dict[str, float]:
-    """Share of each value, sorted by name."""
-    counts = Counter(values)
-    return {name: round(counts[name] / counts.total(), 6) for name in sorted(counts)}
-
-
-def _quantiles(values: list[float]) -> dict[str, float]:
-    """Minimum, deciles 1, 5, 9 and maximum of the numbers that are not NaN; empty when there is none."""
-    known = np.array([value for value in values if not math.isnan(value)])
-    if not len(known):
-        return {}
-    points = np.quantile(known, [0, 0.1, 0.5, 0.9, 1], method="lower")
-    return {
-        name: round(float(value), 6) for name, value in zip(("min", "p10", "p50", "p90", "max"), points, strict=True)
-    }

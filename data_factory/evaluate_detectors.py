@@ -8,7 +8,7 @@ HTML tag and hold no data.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data_factory.batches import I64, U8
-from data_factory.evaluate_kernels import HEAD, word_hashes
+from data_factory.evaluate_kernels import HEAD
+from data_factory.evaluate_places import LEAST_LONG_NUMBER, LONGEST_PAGE_LINE, word_hashes
 from ziya.errors import UserError
 
 FOLDER = Path(__file__).parent / "evaluation_lexicons"
@@ -62,32 +63,53 @@ _WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 
 
 LEAST_DIGITS = 6  # of a telephone number
+_LONG_NUMBER = re.compile(rf"\d{{{LEAST_LONG_NUMBER}}}")
 
 
-def privacy(
-    text: str, runs: Sequence[tuple[int, ...]] | None = None, addresses: bool = True, accounts: bool = True
-) -> Hits:
+@dataclass(frozen=True)
+class Places:
+    """Where in a text private data may stand, in characters (`evaluate_places.private`).
+
+    `runs`: (first, end, digits) of what may hold a number; `addresses`, `accounts`: characters one may start at (an
+    address: its @).
+    """
+
+    runs: Sequence[Sequence[int]]
+    addresses: Sequence[int]
+    accounts: Sequence[int]
+
+    @classmethod
+    def anywhere(cls, text: str) -> Places:
+        """All places of a text."""
+        runs = [(0, len(text), len(text))] if _LONG_NUMBER.search(text) else []
+        return cls(runs, [m.start() for m in _AT.finditer(text)], [m.start() for m in _ACCOUNT.finditer(text)])
+
+
+def privacy(text: str, places: Places | None = None) -> Hits:
     """E-mail addresses (also written with [at] and [dot]), telephone numbers, valid identity-card numbers, labelled
     accounts.
 
-    `runs`: (first, end, digits) of the places that may hold a number, see `evaluate_kernels.private`; None = anywhere.
-    `addresses`, `accounts`: whether there may be any.
+    Numbers are looked for in texts with a number of at least LEAST_LONG_NUMBER digits. `places`: None = anywhere.
     """
-    hits = [*_emails(text)] if addresses else []
-    if runs is None:
-        runs = [(0, len(text), len(text))]
-    if runs and re.search(r"\d{4}", text):
-        for first, end, digits in runs:
-            stop = end + 2  # what the look-aheads see, and the X of an identity card
-            hits += [m.span() for m in _PHONE.finditer(text, first, stop) if not _FICTIONAL.search(m[0])]
-            if digits >= 17:
-                hits += [m.span() for m in _CARD.finditer(text, first, stop) if _valid_card(m[0])]
-    if accounts and _LABEL.search(text):
-        hits += [m.span() for m in _ACCOUNT.finditer(text)]
-    return sorted(hits)
+    places = Places.anywhere(text) if places is None else places
+    hits = [*_emails(text, places.addresses)]
+    for first, end, digits in places.runs:
+        stop = end + 2  # what the look-aheads see, and the X of an identity card
+        hits += [m.span() for m in _PHONE.finditer(text, first, stop) if not _FICTIONAL.search(m[0])]
+        if digits >= 17:
+            hits += [m.span() for m in _CARD.finditer(text, first, stop) if _valid_card(m[0])]
+    return sorted(hits + _matches(_ACCOUNT, text, places.accounts))
 
 
-_LABEL = re.compile("QQ|企鹅|微信|WeChat|weixin|VX|V信", re.IGNORECASE)
+def _matches(pattern: re.Pattern[str], text: str, starts: Sequence[int]) -> Hits:
+    """What `finditer` finds, when it finds nothing but at `starts` (increasing)."""
+    hits: Hits = []
+    last = 0
+    for start in starts:
+        if start >= last and (match := pattern.match(text, start)):
+            last = match.end()
+            hits.append(match.span())
+    return hits
 
 
 def _valid_card(number: str) -> bool:
@@ -95,10 +117,12 @@ def _valid_card(number: str) -> bool:
     return "10X98765432"[sum(w * int(d) for w, d in zip(_WEIGHTS, number, strict=False)) % 11] == number[-1].upper()
 
 
-def _emails(text: str) -> Iterator[tuple[int, int]]:
+def _emails(text: str, places: Sequence[int]) -> Iterator[tuple[int, int]]:
     last = 0
-    for at in _AT.finditer(text):
-        start = at.start()
+    for place in places:
+        at, start = _AT.match(text, place), place
+        if at is None:
+            continue
         if at[0] not in "@＠" and start > last and text[start - 1].isspace():  # name [at] host
             start -= 1
         last = at.end()
@@ -126,31 +150,48 @@ _REMNANT = re.compile(
     # an element on one line; an exponent or an index (2<sup>32</sup>) is content, a footnote's <sup>[1]</sup> is none
     rf"|<(?!(su[bp])>[^<>\[\]\n]{{1,20}}</\1>)(?P<tag>{_TAG_NAMES})>[^<>\n]{{1,200}}</(?P=tag)>"
     r"|<br\s?/?>\s*$|<!--\[if |<!DOCTYPE html|<!\[CDATA\["
-    r"|&(?:nbsp|ldquo|rdquo|lsquo|rsquo|mdash|ndash|hellip|raquo|laquo|middot|bull|copy|reg|trade|#0?39|#160|#82\d\d);"
+    r"|&(?:nbsp|ldquo|rdquo|lsquo|rsquo|mdash|ndash|hellip|raquo|laquo|middot|bull|copy|reg|trade|#0?39|#160|#82[0-9][0-9]);"
     r"|javascript:\s?(?:void|;)|__doPostBack\(|var _hmt\b|_gaq\.push\(|document\.write\(",
     re.IGNORECASE | re.MULTILINE,
 )
-_TRIGGER = re.compile(r"[<&]|javascript:|__doPost|_hmt|_gaq|document\.write", re.IGNORECASE)
 
 
-def remnants(text: str, lines: Mapping[str, bool]) -> Hits:
+def remnants(
+    text: str,
+    words: Mapping[str, bool],
+    places: Sequence[int] | None = None,
+    lines: Iterable[Sequence[int]] | None = None,
+) -> Hits:
     """HTML and script remnants, and lines that are nothing but a function word of a page.
 
-    `lines`: the words of `page_lines`, True where one alone is a hit; of the others two must stand on neighbouring
-    lines.
+    `words`: of `page_lines`, True where one alone is a hit; of the others two must stand on neighbouring lines.
+    `places`: characters that a remnant may start at; `lines`: (first character, end, number among the lines that are
+    not blank) of those that may be such a word (`evaluate_places.readable`). None = anywhere.
     """
-    hits = [m.span() for m in _REMNANT.finditer(text)] if _TRIGGER.search(text) else []
-    start = 0
-    doubtful: tuple[int, int] | None = None  # on the last line that is not empty
-    for line in text.split("\n"):
-        word = line.strip(" \t\u3000|>»«<·•-").lower() if len(line) <= 40 else line
-        known = lines.get(word)
-        if known or (known is False and doubtful is not None):
-            hits.append((start, start + len(line)))
-        if word:
-            doubtful = None if known is None else (start, start + len(line))
-        start += len(line) + 1
+    hits = [m.span() for m in _REMNANT.finditer(text)] if places is None else _matches(_REMNANT, text, places)
+    before = -2  # number of the last line that is a word
+    for first, end, number in _lines(text) if lines is None else lines:
+        known = words.get(_word(text[first:end]))
+        if known is None:
+            continue
+        if known or before == number - 1:
+            hits.append((first, end))
+        before = number
     return sorted(hits)
+
+
+def _lines(text: str) -> Iterator[tuple[int, int, int]]:
+    start = number = 0
+    for line in text.split("\n"):
+        if _word(line):
+            yield start, start + len(line), number
+            number += 1
+        start += len(line) + 1
+
+
+def _word(line: str) -> str:
+    """A short line in lower case, without the marks that stand around links."""
+    return line.strip(" \t\u3000|>»«<·•-").lower() if len(line) <= LONGEST_PAGE_LINE else line
 
 
 # ---- lexicons
@@ -173,8 +214,9 @@ class Lexicon:
         """int64 [m, 2]: byte ranges of all hits in lowered documents (`evaluate_kernels.lowered`); needs `plain`."""
         matches = self._bytes.find_matches_as_indexes(lower, overlapping=True) if self._bytes is not None else []
         hits: npt.NDArray[np.int64] = np.array(matches, np.int64).reshape(-1, 3)[:, 1:]
-        word = _WORD_BYTES[lower]  # the last byte of the buffer stands behind a document, so that -1 is no word either
-        joined = (word[hits[:, 0] - 1] & word[hits[:, 0]]) | (word[hits[:, 1] - 1] & word[hits[:, 1]])
+        # The last byte of the buffer stands behind a document, so that -1 is no word either.
+        before, first, last, behind = (_WORD_BYTES[lower[hits[:, k] + shift]] for k in (0, 1) for shift in (-1, 0))
+        joined = (before & first) | (last & behind)
         alone: npt.NDArray[np.int64] = hits[~joined]
         return alone
 

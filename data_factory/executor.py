@@ -7,6 +7,7 @@ their parent (a killed run leaves no strays that write), and a worker's death is
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import resource
@@ -16,10 +17,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
 from ziya.errors import UserError
+
+# Ctrl-C and service managers reach the whole process group: the parent decides, and kills its workers.
+_PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,12 @@ def measured(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Usage]
     return value, Usage(time.process_time() - cpu, time.monotonic() - wall, peak_rss())
 
 
+def rarely_collect() -> None:
+    """Look for reference cycles seldom: imports and compiled kernels make some 100,000 objects that stay, among which
+    the default looks again and again (half a CPU second a process); batches leave few cycles."""
+    gc.set_threshold(100_000, 20, 100)
+
+
 def _die_with_parent(parent: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -76,8 +87,9 @@ def _die_with_parent(parent: int) -> None:
 
 def _worker(connection: Connection, parent: int) -> None:
     _die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    rarely_collect()
+    for number in _PARENTS_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     while True:
         try:
             function, arguments = connection.recv()
@@ -95,7 +107,10 @@ def _worker(connection: Connection, parent: int) -> None:
             os._exit(86)  # what a record that exhausts memory looks like: found and quarantined like a crash
         except BaseException:
             answer = ("bug", traceback.format_exc(), None)
-        connection.send(answer)
+        try:
+            connection.send(answer)
+        except (BrokenPipeError, ConnectionResetError):  # the parent is gone
+            return
 
 
 class Pool:
@@ -115,15 +130,20 @@ class Pool:
             *self._idle,
             *((process, connection) for connection, (process, _) in self._busy.items()),
         ]:
-            connection.close()
-            process.kill()
+            process.kill()  # first: a worker that answers into a closed pipe would tell of it
             process.join()
+            connection.close()
         self._idle, self._busy = [], {}
 
     def _start(self) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_worker, args=(theirs, os.getpid()), daemon=True)
-        process.start()
+        resource_tracker.ensure_running()  # `start` would do it, and unblock the signals
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)  # a worker inherits this
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         return process, ours
 

@@ -20,12 +20,10 @@ from data_factory import compete, decide, evaluate, finish, identify, measure, p
 from data_factory.config import DataConfig
 from data_factory.dedup import lines as dedup_lines
 from data_factory.documents import read_table
-from data_factory.perplexity import Scorer
 from data_factory.report import summary as reporting
 from data_factory.rules import RULES, spans, thresholds
-from data_factory.run_state import RunState, setting_values
+from data_factory.run_state import RunState
 from data_factory.steps import Steps
-from ziya import config as settings
 from ziya.errors import UserError
 from ziya.files import write_json
 from ziya.manifest import identity
@@ -110,10 +108,9 @@ def measure_all(config: DataConfig, out: Path, todo: Sequence[units.Unit], steps
 
 def decide_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps) -> None:
     """Everything after the measurements, ending with summary.json."""
-    deciding = setting_values(config, settings.DECIDING)
 
     def values(*prefixes: str) -> dict[str, Any]:
-        return {name: value for name, value in deciding.items() if name.startswith(prefixes)}
+        return {name: value for name, value in steps.state.deciding.items() if name.startswith(prefixes)}
 
     active = thresholds(config.rules)
     cuts_and_masks = {rule.id: active[rule.id] for rule in RULES if rule.effect != "drop" and rule.id in active}
@@ -153,6 +150,7 @@ def decide_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps
     )
 
     decided = identity("decide", competed)
+    steps.state.record_decision(decided)
     kept = [out / "kept" / f"{name}.parquet" for name in names]
     decisions = steps.each(
         "decide",
@@ -164,18 +162,14 @@ def decide_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps
     )
 
     evaluated = identity("evaluate", decided, values("evaluation.", "seed"))
-    verdict = steps.once(
-        "evaluate", evaluated, lambda: evaluation(config, out, kept), lambda: sorted((out / "evaluation").glob("*"))
-    )
+    verdict = evaluate.evaluate_all(config, out, names, steps, evaluated)
     if config.packing.require_pass and verdict and not verdict["passed"]:
         raise UserError(
             f"the evaluation did not pass (unqualified rate {verdict['unqualified_rate']:.4f}): tighten the rules "
             "with `ziya-data decide`, or set packing.require_pass=false"
         )
 
-    packs = pack.pack_all(
-        config, out, names, steps, identity("pack", decided, values("tokenizer.", "packing.", "seed", "sources."))
-    )
+    packs = pack.pack_all(config, out, names, steps, decided)
     remembered = identity("seen", decided, values("dedup.seen"))
     steps.once(
         "remember",
@@ -193,7 +187,8 @@ def decide_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps
     }
     summary = reporting.summarise(config, out, parts, cuts, verdict, packs)
     reporting.write_timings(out, steps.markers)
-    reporting.write_report(config, out, summary)
+    steps.apart(reporting.write_report, config, out, summary)
+    steps.state.forget_other_decisions(decided)
     write_json(out / "summary.json", summary)  # last: it says that the run is whole
 
 
@@ -224,12 +219,3 @@ def rank(config: DataConfig, out: Path, names: Sequence[str]) -> dict[str, Any]:
 
     cuts = tiers.rank(chunks, config.scoring.high, config.scoring.medium, MEMORY_ROWS)
     return {group: cut.as_dict() for group, cut in sorted(cuts.items())}
-
-
-def evaluation(config: DataConfig, out: Path, kept: Sequence[Path]) -> dict[str, Any] | None:
-    """The sampled check of what was kept."""
-    if not config.evaluation.enabled:
-        shutil.rmtree(out / "evaluation", ignore_errors=True)  # of an earlier decision
-        return None
-    scorer = Scorer(config.scoring.models) if config.scoring.enabled and config.scoring.models else None
-    return evaluate.evaluate(kept, config, out / "evaluation", scorer)

@@ -17,7 +17,7 @@ from data_factory.run_state import RunState
 from ziya.errors import UserError
 from ziya.files import json_bytes, remove_temporaries
 from ziya.manifest import identity
-from ziya.progress import Progress, log
+from ziya.progress import Board, Progress, log
 
 # Set by tests: kill the whole run (SIGKILL) right after this many pieces of work were recorded.
 _KILL_AFTER = "ZIYA_TEST_KILL_AFTER"
@@ -59,9 +59,9 @@ class Steps:
         found = self.markers.result(step, "all", wanted)
         if found is not None:
             return found["value"]
-        with Progress(step, 1, "pass") as bar:
+        with Board(self.state.work, 1) as board, Progress(step, 1, "pass", totals=board.totals) as bar:
             self.markers.forget(step)
-            value, usage = measured(function)
+            value, usage = measured(Board.run, board.path, 0, function, ())
             self._record(step, "all", wanted, outputs() if callable(outputs) else outputs, {"value": value}, usage)
             bar.advance()
         return canonical(value)
@@ -79,8 +79,9 @@ class Steps:
         results = {name: self.markers.result(step, name, wanted) for name in names}
         todo = [name for name in names if results[name] is None]
         if todo:
-            with Progress(step, len(todo)) as bar:
-                for number, value, usage in self.pool.map(function, [arguments(name) for name in todo]):
+            with Board(self.state.work, len(todo)) as board, Progress(step, len(todo), totals=board.totals) as bar:
+                tasks = [(board.path, number, function, arguments(name)) for number, name in enumerate(todo)]
+                for number, value, usage in self.pool.map(Board.run, tasks):
                     name = todo[number]
                     if isinstance(value, WorkerDied):
                         raise UserError(
@@ -93,16 +94,27 @@ class Steps:
                     bar.advance()
         return results
 
+    def apart(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function in a worker, which has loaded already what most functions need. Nothing is recorded."""
+        ((_, value, _),) = self.pool.map(function, [arguments])
+        if isinstance(value, WorkerDied):
+            raise UserError(f"a worker died in {function.__name__} ({value.cause}): free memory, then run again")
+        return value
+
     def measure(self, jobs: Sequence[MeasureJob]) -> dict[str, Any]:
         """The measuring step: a record that kills its worker is found by halving and quarantined, all others are kept."""
         wanted = {job.name: self.unit_identity(job) for job in jobs}
         results = {job.name: self.markers.result("measure", job.name, wanted[job.name]) for job in jobs}
         todo = [job for job in jobs if results[job.name] is None]
-        with Progress("measure", len(todo)) as bar:
+        place = {job.name: number for number, job in enumerate(todo)}
+        if not todo:
+            return results
+        with Board(self.state.work, len(todo)) as board, Progress("measure", len(todo), totals=board.totals) as bar:
             deaths: dict[str, int] = {}
             while todo:
                 again: list[MeasureJob] = []
-                for number, value, usage in self.pool.map(measure.measure_unit, [(job,) for job in todo]):
+                tasks = [(board.path, place[job.name], measure.measure_unit, (job,)) for job in todo]
+                for number, value, usage in self.pool.map(Board.run, tasks):
                     job = todo[number]
                     if isinstance(value, WorkerDied):
                         deaths[job.name] = deaths.get(job.name, 0) + 1

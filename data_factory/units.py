@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fsspec
 import xxhash
 
 from data_factory.config import DataConfig, Read, Source
@@ -253,6 +252,8 @@ def _before_magic(parts: tuple[str, ...]) -> list[str]:
 
 def _remote_files(entry: str) -> Iterator[tuple[str, str, bool]]:
     """The same for an fsspec URL; labels are relative to the URL's folder, so that no bucket enters outputs."""
+    import fsspec  # slow to import, for remote inputs only
+
     try:
         files, root = fsspec.core.url_to_fs(entry)
         if glob.has_magic(entry):

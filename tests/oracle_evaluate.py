@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from data_factory.evaluate_detectors import garbled
-from data_factory.evaluate_kernels import LONGEST_SENTENCE
+from data_factory.evaluate_places import LONGEST_SENTENCE
 
 _SENTENCE = re.compile(r"[^.!?。！？；;…,，、\n]+")
 _LONG_WORD = re.compile(r"[A-Za-z]{45,}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +79,47 @@ def test_damage_of_every_kind_is_one_row_each(tmp_path: Path) -> None:
     assert documents["kept"] == 6 + 5 + 2 + 2
 
 
+def start_run(arguments: list[str]) -> subprocess.Popen[str]:
+    """The command as a terminal starts it: a process group of its own that Ctrl-C reaches."""
+    # A command started with `&` in a script ignores Ctrl-C, and so do its children: these tests may be run like that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "data_factory.cli", *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def interrupt(process: subprocess.Popen[str], number: int, state: Callable[[], bool]) -> str:
+    """Signal the whole group as soon as `state` holds; returns what the run told."""
+    deadline = time.monotonic() + 120
+    while not state() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None and state(), "the run never came to this state"
+    os.killpg(process.pid, number)
+    _, told = process.communicate(timeout=60)
+    assert "run the same command again" in told and "Traceback" not in told, told
+    return told
+
+
+def children(process: subprocess.Popen[str]) -> list[str]:
+    """Command lines of the processes that a process started."""
+    found = []
+    for number in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            found.append(Path(f"/proc/{number}/cmdline").read_text())
+    return found
+
+
 def test_ctrl_c_and_sigterm_leave_a_resumable_state(tmp_path: Path) -> None:
-    crawl(tmp_path / "crawl")
+    crawl(tmp_path / "crawl", pages=80)
     config = write_config(tmp_path / "config.json", read={"unit_bytes": 4096})
     arguments = [
         "run",
@@ -90,27 +131,57 @@ def test_ctrl_c_and_sigterm_leave_a_resumable_state(tmp_path: Path) -> None:
         "--workers",
         "1",
     ]
+    done = tmp_path / "out" / "work" / "done" / "measure"
     for number in (signal.SIGTERM, signal.SIGINT):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "data_factory.cli", *arguments],
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        deadline = time.monotonic() + 120
-        done = tmp_path / "out" / "work" / "done" / "measure"
-        before = len(list(done.glob("*"))) if done.exists() else 0
-        while time.monotonic() < deadline and (len(list(done.glob("*.json"))) if done.exists() else 0) <= before:
-            time.sleep(0.05)
-        process.send_signal(number)
-        _, told = process.communicate(timeout=60)
+        before = len(list(done.glob("*.json")))
+        process = start_run(arguments)
+        told = interrupt(process, number, lambda before=before: len(list(done.glob("*.json"))) > before)  # type: ignore[misc]
         assert process.returncode == 130, told
-        assert "run the same command again" in told and "Traceback" not in told
         assert not (tmp_path / "out" / "summary.json").exists()
     ziya_data(*arguments)
     ziya_data(*arguments[:5], str(tmp_path / "fresh"))
     assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="/proc tells when a worker starts")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_starts_leaves_signals_to_its_parent(number: int, tmp_path: Path) -> None:
+    """A worker imports for about a second; Ctrl-C of the group in this time is one line, without the worker's traceback."""
+    crawl(tmp_path / "crawl", pages=4)
+    config = write_config(tmp_path / "config.json")
+    arguments = [
+        "run",
+        str(config),
+        "--input",
+        str(tmp_path / "crawl"),
+        "--output",
+        str(tmp_path / "out"),
+        "--workers",
+        "1",
+    ]
+    process = start_run(arguments)
+
+    def imports() -> bool:
+        started = any("spawn_main" in command for command in children(process))
+        time.sleep(0.1 if started else 0)  # the interpreter is up, the imports are not done
+        return started
+
+    interrupt(process, number, imports)
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_a_worker_whose_parent_is_gone_ends_silently() -> None:
+    """Its answer finds nobody: no traceback after the parent's last line."""
+    script = (
+        "import multiprocessing, os\n"
+        "from data_factory import executor\n"
+        "ours, theirs = multiprocessing.Pipe()\n"
+        "ours.send((os.getpid, ()))\n"
+        "ours.close()\n"
+        "executor._worker(theirs, os.getppid())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_two_runs_cannot_share_an_output(tmp_path: Path) -> None:

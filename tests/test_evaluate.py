@@ -13,6 +13,7 @@ import oracle_evaluate
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 
 from data_factory import evaluate as module
 from data_factory import evaluate_detectors as detectors
@@ -21,7 +22,8 @@ from data_factory import evaluate_measure, language
 from data_factory.batches import TextBatch
 from data_factory.config import DataConfig, Evaluation, Source
 from data_factory.documents import KEPT
-from data_factory.evaluate import bounds, evaluate, needed, sample
+from data_factory.evaluate import evaluate, sample
+from data_factory.evaluate_verdict import at_most, bounds, needed
 from ziya.errors import UserError
 
 GOOD_EN = (
@@ -212,7 +214,8 @@ PIECES = [
     *("11010519491231002X", "11010519491231002", "(212) 664-7665", "QQ：1234567", "微信: ab_123456", "VX", "v信:", "1", "12", "１"),
     *("返回首页", "Skip to Content", "上一页", "下一页", "»", "add to cart", "ADD to cart", "在线成人视频", "限时优惠", "coach"),
     *("javascript:void(0)", "var _hmt", "javaſcript:;", "document.write(", "_gaq.push(", "compiler database server", "比赛 球队 冠军"),
-    *("+1 22 33 44", "12.34.56 78", "x@y.png", "&ldquo;", "&#160;", "\x1c", "\t"),
+    *("+1 22 33 44", "12.34.56 78", "x@y.png", "&ldquo;", "&#160;", "\x1c", "\t", "var ", "VAR _hmt", "__doPostBack('x')"),
+    *("\n上一页\n下一页", "\n\n", " 返回首页 \n", "<b>var _hmt</b>", "<!DOCTYPE html>", "QQQQ: 123456", " [at] [at] ", "@@"),
 ]  # fmt: skip
 
 
@@ -234,9 +237,7 @@ def rows_of(texts, protected, checks):
         batch.counts[:, 0].tolist(),
         strict=True,
     )
-    return [
-        (*values, {name: hits[i] for name, hits in found.items() if i in hits}) for i, values in enumerate(columns)
-    ]
+    return [(*values, {name: hits[i] for name, hits in found.items() if i in hits}) for i, values in enumerate(columns)]
 
 
 def expected_row(text, protected, checks):
@@ -248,7 +249,9 @@ def expected_row(text, protected, checks):
         "web_remnant": detectors.remnants(prose, detectors.page_lines()),
     }
     found = {
-        name: (len(spans), *(len(text[:place].encode()) for place in min(spans))) for name, spans in hits.items() if spans
+        name: (len(spans), *(len(text[:place].encode()) for place in min(spans)))
+        for name, spans in hits.items()
+        if spans
     }
     numbers = oracle_evaluate.unreadable_share(prose), oracle_evaluate.distinct_share(text), len(text)
     return (detectors.topics().of(text), *numbers, found)
@@ -303,17 +306,31 @@ def test_sample_is_seeded_bounded_and_independent_of_the_split(tmp_path):
     for i in range(4):
         pq.write_table(table.slice(i * 25, 25), tmp_path / f"part{i}.parquet")
     parts = [tmp_path / f"part{i}.parquet" for i in (2, 0, 3, 1)]
-    settings = Evaluation(share=0.2, min_documents=5)
-    population, chosen = sample([whole], ["web"], settings, 1)
-    assert population == 100 and len(chosen) == 20
-    assert sample(parts, ["web"], settings, 1) == (100, chosen)
-    assert sample([whole], ["web"], settings, 2)[1] != chosen
-    assert len(sample([whole], ["web"], Evaluation(share=0.001, min_documents=33), 1)[1]) == 33
-    assert len(sample([whole], ["web"], Evaluation(share=0.015, min_documents=1), 1)[1]) == 2  # ceil
-    assert len(sample([whole], ["web"], Evaluation(), 1)[1]) == 100
-    assert sample([whole], ["raw"], settings, 1) == (0, set())
+
+    def chosen(files, seed=1, **settings):
+        wanted = config(**{"share": 0.2, "min_documents": 5, **settings}).model_copy(update={"seed": seed})
+        drawn = sample(files, wanted)
+        tables = [part for file in files for part in module._sampled(file, wanted, drawn)]
+        ids = [name for part in tables for name in part["id"].to_pylist()]
+        assert drawn.population == 100 and drawn.size == len(ids) == len(set(ids))
+        return set(ids)
+
+    drawn = chosen([whole])
+    assert len(drawn) == 20
+    # the first by a hash of seed and id
+    by_hash = sorted(table["id"].to_pylist(), key=lambda name: xxhash.xxh3_64_intdigest(f"1:{name}".encode()))
+    assert drawn == set(by_hash[:20])
+    assert chosen(parts) == drawn != chosen([whole], seed=2)
+    assert len(chosen([whole], share=0.001, min_documents=33)) == 33
+    assert len(chosen([whole], share=0.015, min_documents=1)) == 2  # ceil
+    assert len(chosen([whole], share=0.01, min_documents=3000)) == 100
+    raw = write(tmp_path / "raw.parquet", texts, source="raw")
+    assert (sample([raw], config()).population, list(module._sampled(raw, config(), sample([raw], config())))) == (
+        0,
+        [],
+    )
     # A larger sample contains the smaller one.
-    assert chosen > sample([whole], ["web"], Evaluation(share=0.1, min_documents=5), 1)[1]
+    assert drawn > chosen([whole], share=0.1)
 
 
 # ---- verdict
@@ -333,8 +350,26 @@ def test_clopper_pearson_bounds():
     assert math.isclose(tail(high, 3, 50), 0.05, rel_tol=1e-6) and math.isclose(
         1 - tail(low, 2, 50), 0.05, rel_tol=1e-6
     )
-    assert needed(0.001, 0.95) == 3688 and bounds(0, 3688, 0.95)[1] <= 0.001 < bounds(0, 3687, 0.95)[1]
-    assert needed(0, 0.95) is None
+    for k, n, p in [(3, 50, 0.2), (0, 7, 0.5), (7, 7, 0.01), (40, 50, 0.1), (10, 5000, 0.5)]:
+        assert math.isclose(at_most(k, n, p), tail(p, k, n), rel_tol=1e-9)
+
+
+def test_the_bounds_equal_the_beta_quantiles():
+    special = pytest.importorskip("scipy.special")
+    for failed, total in itertools.chain(
+        itertools.product(range(12), range(12, 15)), [(1, 5000), (16, 1873), (900, 1000)]
+    ):
+        low, high = bounds(failed, total, 0.99)
+        assert high == round(float(special.betaincinv(failed + 1, total - failed, 0.995)), 12)
+        assert low == (round(float(special.betaincinv(failed, total - failed + 1, 0.005)), 12) if failed else 0)
+
+
+def test_how_many_documents_are_needed():
+    assert needed(0, 0.001, 0.95) == 3688
+    assert needed(0, 0, 0.95) is None and needed(3, 1, 0.95) == 3 and needed(0, 1, 0.95) == 1
+    for failed, mark in itertools.product((0, 1, 2, 16, 300), (0.001, 0.05, 0.5)):
+        n = needed(failed, mark, 0.95)
+        assert bounds(failed, n, 0.95)[1] <= mark < bounds(failed, n - 1, 0.95)[1]
 
 
 BAD = {
@@ -475,6 +510,6 @@ def test_what_was_measured_on_t1_holds_where_nothing_was_cut(tmp_path, monkeypat
 
 
 def test_detectors_share_nothing_with_the_rules():
-    for name in ("evaluate.py", "evaluate_detectors.py", "evaluate_kernels.py", "evaluate_measure.py"):
-        source = (Path(module.__file__).parent / name).read_text(encoding="utf-8")
+    for name in ("evaluate", "evaluate_detectors", "evaluate_kernels", "evaluate_measure", "evaluate_places"):
+        source = (Path(module.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
         assert "data_factory.rules" not in source and "rules/lexicons" not in source

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from crawls import page, prose, record, write_config, write_warc, ziya_data
 
-from data_factory.report import charts
+from data_factory.report import charts, verdict
 from data_factory.report.collect import Smallest
 
 
@@ -20,7 +20,12 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pages += [record(f"http://example.org/zh/{number}", page(prose(number, "zh"))) for number in range(4)]
     private = "Write to jane.roe@private.example or call 13812345678. " + prose(70, "en", 4)
     pages.append(record("http://example.org/private", page(private)))
-    pages.append(record("http://example.org/script", page("&lt;script&gt;alert(1)&lt;/script&gt; said the note. " + prose(71, "en", 4))))
+    pages.append(
+        record(
+            "http://example.org/script",
+            page("&lt;script&gt;alert(1)&lt;/script&gt; said the note. " + prose(71, "en", 4)),
+        )
+    )
     write_warc(folder / "crawl" / "a.warc.gz", pages)
     config = write_config(folder / "config.json", rules={"preset": "ziya2", "min_chars": {"en": 1000}})
     ziya_data("run", config, "--input", folder / "crawl", "--output", folder / "out", "--workers", 1)
@@ -67,6 +72,28 @@ def test_samples_do_not_depend_on_order() -> None:
     for key in reversed(keys):
         backward.add("group", key, key)
     assert forward.items("group") == backward.items("group") == ["00", "01", "02"]
+
+
+def test_the_verdict_says_what_it_needs(out: Path) -> None:
+    found = {"evaluated": 1232, "population": 9000, "unqualified": 2, "unqualified_rate": 2 / 1232, "pass_mark": 0.001}
+    found |= {"passed": False, "sufficient": False, "confidence": 0.95, "low": 0.0002, "high": 0.0059, "needed": 7223}
+    assert verdict.rate(found) == (
+        "NOT PASSED: 2 of 1,232 documents unqualified, rate 0.1623% above the pass mark 0.1% (95% bounds 0.0200% to 0.5900%)"
+    )
+    assert verdict.certainty(found) == (
+        "not sufficient: 0.1% cannot be shown with 1,232 documents: with 2 failures at least 7,223 are needed "
+        "(raise evaluation.min_documents)"
+    )
+    clean = found | {"unqualified": 0, "needed": 3688, "population": 1232}
+    assert "even without a failure at least 3,688 are needed (these are all kept documents)" in verdict.certainty(clean)
+    assert "no sample can show a rate of 0%" in verdict.certainty(found | {"pass_mark": 0.0, "needed": None})
+    assert verdict.certainty(found | {"sufficient": True}).startswith("sufficient: 95% sure that at most 0.1% of all")
+    assert verdict.rate(found | {"evaluated": 0}) == "NOT PASSED: no document was evaluated"
+    # the terminal and the page say the same
+    own = json.loads((out / "summary.json").read_text(encoding="utf-8"))["evaluation"]
+    shown, page_text = ziya_data("report", out).stdout, (out / "report.html").read_text(encoding="utf-8")
+    for line in (verdict.rate(own), verdict.certainty(own)):
+        assert line in shown and line in page_text
 
 
 def test_the_funnel_is_as_wide_as_its_shares() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,13 @@ def collect(config: DataConfig, out: Path, summary: dict[str, Any]) -> dict[str,
         _histogram(histogram, measured)
         place = measured["document_row"].to_pylist()
         ids, urls = decisions["id"].to_pylist(), decisions["url"].to_pylist()
-        for row, reasons in enumerate(decisions["reasons"].to_pylist()):
-            for reason in reasons:
-                where = {"unit": path.stem, "row": place[row], "id": ids[row], "url": urls[row], **reason}
-                dropped.add(reason["rule"], ids[row], where)
+        unit = path.stem
+        owners, reasons = _flat(decisions["reasons"])
+        for rule, numbers in _by_rule(reasons.field("rule")):
+            for number in heapq.nsmallest(SAMPLES, numbers, key=lambda number: ids[owners[number]]):
+                row, reason = owners[number], reasons[number].as_py()
+                where = {"unit": unit, "row": place[row], "id": ids[row], "url": urls[row], **reason}
+                dropped.add(rule, ids[row], where)
         copies = np.asarray(decisions["copies"])
         for row in np.flatnonzero(copies > 1).tolist():
             clusters.append((-int(copies[row]), ids[row], urls[row]))
@@ -87,10 +91,12 @@ def collect(config: DataConfig, out: Path, summary: dict[str, Any]) -> dict[str,
         sizes.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
         keys = read_table(out / "keys" / path.name, ["id", "cut_rules"])
         key_ids = keys["id"].to_pylist()
-        for row, rules in enumerate(keys["cut_rules"].to_pylist()):
-            touched.update(rules)
-            for rule in rules:
-                cut.add(rule, key_ids[row], {"unit": path.stem, "row": row, "id": key_ids[row]})
+        owners, rules = _flat(keys["cut_rules"])
+        for rule, numbers in _by_rule(rules):
+            touched[rule] += len(numbers)
+            for number in heapq.nsmallest(SAMPLES, numbers, key=lambda number: key_ids[owners[number]]):
+                row = owners[number]
+                cut.add(rule, key_ids[row], {"unit": unit, "row": row, "id": key_ids[row]})
         quarantine = read_table(out / "quarantine" / path.name)
         errors.update(re.split(r"[:(]", error)[0].strip() for error in quarantine["error"].to_pylist())
         damages += quarantine.slice(0, max(0, DAMAGES - len(damages))).to_pylist()
@@ -122,6 +128,21 @@ def collect(config: DataConfig, out: Path, summary: dict[str, Any]) -> dict[str,
         "cluster_sizes": {str(size): count for size, count in sorted(sizes.items())},
         "quarantine": {"errors": dict(sorted(errors.items(), key=lambda item: (-item[1], item[0]))), "first": damages},
     }
+
+
+def _flat(column: pa.ChunkedArray) -> tuple[list[int], pa.Array]:
+    """(row of each element, elements) of a column of lists."""
+    lists = column.combine_chunks()
+    lengths = np.asarray(lists.value_lengths().fill_null(0)).astype(np.int64)
+    return np.repeat(np.arange(len(lists)), lengths).tolist(), lists.flatten()
+
+
+def _by_rule(rules: pa.Array) -> Iterator[tuple[str, list[int]]]:
+    """(rule, its positions in `rules`) for each rule, sorted by name."""
+    encoded = rules.dictionary_encode()
+    names, codes = encoded.dictionary.to_pylist(), np.asarray(encoded.indices)
+    for code in sorted(range(len(names)), key=names.__getitem__):
+        yield names[code], np.flatnonzero(codes == code).tolist()
 
 
 def _count_languages(languages: dict[str, Counter[str]], lang: pa.ChunkedArray, kept: pa.ChunkedArray) -> None:
@@ -182,11 +203,11 @@ def _fetch(out: Path, *samples: Smallest) -> Texts:
 
 def _rules(texts: Texts, reasons: dict[str, int], dropped: Smallest) -> list[dict[str, Any]]:
     rows = []
+    shown = _masked_texts(texts, {(where["unit"], where["row"]) for where in dropped.all()})
     for rule, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
         samples = []
         for where in dropped.items(rule):
-            table = texts.get((where["unit"], where["row"]))
-            text = masked_text(table) if table is not None else ""
+            text = shown.get((where["unit"], where["row"]), "")
             samples.append(
                 {
                     "id": where["id"],
@@ -201,9 +222,13 @@ def _rules(texts: Texts, reasons: dict[str, int], dropped: Smallest) -> list[dic
     return rows
 
 
-def masked_text(table: pa.Table) -> str:
-    """T1 of one row of documents/ with private data masked (cuts left in): what may be shown. Empty when pruned."""
-    return "" if table["text"].null_count else finish.masked_only(table).string(0)
+def _masked_texts(texts: Texts, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], str]:
+    """T1 of rows of documents/ with private data masked (cuts left in): what may be shown. Without pruned ones."""
+    places = [place for place in sorted(wanted & texts.keys()) if not texts[place]["text"].null_count]
+    if not places:
+        return {}
+    masked = finish.masked_only(pa.concat_tables([texts[place] for place in places]))
+    return dict(zip(places, masked.strings(), strict=True))
 
 
 def _cut_samples(config: DataConfig, out: Path, texts: Texts, rule: str, cut: Smallest) -> list[str]:

@@ -8,10 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from data_factory.config import DataConfig
-from data_factory.report import charts
+from data_factory.report import charts, verdict
 from data_factory.report.collect import collect
 from data_factory.run_state import stored_config
 from ziya.files import read_json, write_bytes, write_json
@@ -34,6 +32,8 @@ def rewrite(out: Path, summary: dict[str, Any]) -> None:
 
 def render(value: dict[str, Any]) -> str:
     """The page. Every text is escaped by the template engine; charts are inline SVG."""
+    import jinja2  # slow to import, and needed here only
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -45,8 +45,12 @@ def render(value: dict[str, Any]) -> str:
     environment.filters["share"] = lambda number: f"{number:.2%}"
     environment.filters["short"] = lambda number: "" if number is None else f"{number:.4g}"
     environment.filters["megabytes"] = lambda number: f"{number / 1e6:.1f}"
+    evaluation = value["evaluation"]
+    evaluated = evaluation["passed"] is not None
     return environment.get_template("page.html").render(
         report=value,
+        verdict_rate=verdict.rate(evaluation) if evaluated else "",
+        verdict_certainty=verdict.certainty(evaluation) if evaluated else "",
         funnel=charts.funnel(value["steps"]),
         histograms={
             language: charts.histogram(bins, value["rank_cuts"].get(language, {}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from data_factory.report import verdict as words
 from data_factory.report.summary import top
 
 
@@ -33,12 +34,7 @@ def summary(value: dict[str, Any], out: Path) -> str:
         )
     verdict = value["evaluation"]
     if verdict.get("passed") is not None:
-        lines.append(
-            f"evaluation: {'PASSED' if verdict['passed'] else 'NOT PASSED'}: {verdict['unqualified']} of "
-            f"{verdict['evaluated']} unqualified "
-            f"(rate {verdict['unqualified_rate']:.4%}, {verdict['confidence']:.0%} bounds {verdict['low']:.4%} to {verdict['high']:.4%}; "
-            f"{'sufficient' if verdict['sufficient'] else 'the sample is too small, or the rate too high, to be sure'})"
-        )
+        lines += [f"evaluation: {words.rate(verdict)}", f"evaluation: {words.certainty(verdict)}"]
     if not value["packs"]:
         lines.append("packs: none (tokenizer.path is not set)")
     for name, pack in value["packs"].items():

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,7 +22,11 @@ _ERRORS = (OSError, pa.ArrowException, ValueError)
 
 
 def _open(path: str, stack: ExitStack) -> Any:
-    file = stack.enter_context(fsspec.open(path, "rb")) if is_remote(path) else path
+    file: Any = path
+    if is_remote(path):
+        import fsspec  # slow to import, for remote inputs only
+
+        file = stack.enter_context(fsspec.open(path, "rb"))
     return stack.enter_context(pq.ParquetFile(file, memory_map=False))
 
 

@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-import fsspec
 import zstandard
 
 from data_factory.sources.record import Broken
@@ -45,6 +44,8 @@ class Window(AbstractContextManager["Window"]):
         self.path = path
         try:
             if is_remote(path):
+                import fsspec  # slow to import, for remote inputs only
+
                 self._file: IO[bytes] = fsspec.open(path, "rb").open()
             else:
                 self._file = Path(path).open("rb", buffering=0)  # noqa: SIM115
