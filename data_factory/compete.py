@@ -19,6 +19,7 @@ from data_factory.dedup.url_keys import url_keys
 from data_factory.documents import read_batches, read_table
 from data_factory.identify import format_ids, parse_ids
 from ziya.files import atomic_path, file_digest
+from ziya.progress import done
 
 # Winners' order: documents of unranked (curated) sources first, then by tier.
 _TIER_ORDER = {"unranked": 0, "high": 1, "medium": 2, "low": 3}
@@ -91,6 +92,7 @@ def survivors(config: DataConfig, out: Path, names: Sequence[str]) -> Iterator[A
         table["chars"] = np.asarray(keys["final_chars"])[places].astype(np.uint32)
         for column in ("exact_hi", "exact_lo", "url_hi", "url_lo", "simhash", "shingles"):
             table[column] = np.asarray(keys[column])[places]
+        done(len(rows), table.nbytes)
         yield table
 
 
@@ -101,7 +103,8 @@ _REASONS = {"seen": "dedup.seen_urls", "url": "dedup.url", "exact": "dedup.exact
 def deduplicate(config: DataConfig, out: Path, names: Sequence[str], memory_rows: int) -> dict[str, Any]:
     """Run URL, exact and fuzzy deduplication; writes work/duplicates/<unit>.npz and duplicates/pairs.parquet. Returns counts."""
     earlier = seen.SeenUrls.load(config.dedup.seen_urls) if config.dedup.seen_urls else None
-    earlier_runs = [f"earlier run {file_digest(Path(path))}" for path in config.dedup.seen_urls]  # by its filter's digest
+    # named by the digest of its filter
+    earlier_runs = [f"earlier run {file_digest(Path(path))}" for path in config.dedup.seen_urls]
 
     def signatures(unit: int) -> Any:
         column = read_table(out / "keys" / f"{names[unit]}.parquet", ["minhash"])["minhash"].combine_chunks()

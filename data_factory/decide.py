@@ -13,6 +13,7 @@ from data_factory import documents, finish
 from data_factory.compete import DuplicateRows
 from data_factory.config import DataConfig
 from data_factory.documents import REASON, SPAN, read_batches, read_table, table_writer
+from ziya.progress import done
 
 
 def decide_unit(config: DataConfig, out: Path, name: str) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def _write_kept(
             if len(chosen):
                 part = table.take(pa.array(chosen))
                 t2, protected, prompt_bytes, applied = finish.build(part, config, out)
-                cut_by.update(rule for rules in finish.applied_rules(applied, len(t2)) for rule in rules)
+                cut_by.update(finish.documents_by_rule(finish.applied_rules(applied, len(t2))))
                 places = chosen + first
                 spans = pa.ListArray.from_arrays(
                     pa.array(protected.row_offsets(len(t2)).astype(np.int32)),
@@ -137,4 +138,5 @@ def _write_kept(
                     counts[1] += size
                 writer.write(pa.table([columns[field] for field in documents.KEPT.names], names=documents.KEPT.names))
             first += table.num_rows
+            done(table.num_rows, table["text"].nbytes)
         return writer.rows, kept_by, dict(sorted(cut_by.items()))

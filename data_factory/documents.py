@@ -88,7 +88,7 @@ class TableWriter:
         self.schema = schema
         self.rows = 0
         self._writer = pq.ParquetWriter(
-            path, schema, compression="zstd", compression_level=1, use_dictionary=True, write_statistics=False
+            path, schema, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False
         )
         self._pending: list[pa.Table] = []
         self._pending_rows = 0

@@ -6,7 +6,8 @@ the disk it would take and cannot go stale.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numba
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_factory import measure
 from data_factory.batches import Spans, TextBatch
@@ -25,6 +27,7 @@ from data_factory.dedup.url_keys import url_keys
 from data_factory.documents import read_batches, table_writer
 from data_factory.language import language_codes
 from data_factory.rules import RULES, cut, privacy, thresholds
+from ziya.progress import done
 
 # The pseudo-rule of corpus-wide frequent lines; its threshold is dedup.lines.max_documents.
 LINE_RULE = len(RULES) + 1
@@ -84,8 +87,9 @@ class Limits:
 
 
 @lru_cache(maxsize=2)
-def _frequent(path: str, size: int) -> Any:
-    return dedup_lines.FrequentLines.load(Path(path)) if size else None
+def _frequent(path: str, changed: int, max_documents: int) -> dedup_lines.FrequentLines:
+    """The lines that are cut at this threshold: on most corpora few of those that are stored, often none."""
+    return dedup_lines.FrequentLines.load(Path(path)).above(max_documents)
 
 
 @lru_cache(maxsize=4)
@@ -96,23 +100,28 @@ def _limits(key: str) -> Limits:
 def build(table: pa.Table, config: DataConfig, out: Path) -> tuple[TextBatch, Spans, Any, Spans]:
     """T2 of rows of documents/: (T2, protected spans of T2, prompt bytes of T2 int32 [n], spans that were applied to T1)."""
     t1, protected, spans = measure.document_batch(table)
-    codes = language_codes(table["lang"].to_pylist())
-    ruled = np.array([_steps(config, name) for name in table["source"].to_pylist()], bool).reshape(-1, 2)
+    codes = _per_value(table["lang"], language_codes)
+    ruled = _per_value(table["source"], lambda names: np.array([_steps(config, name) for name in names]).reshape(-1, 2))
+    limits = _limits(config.model_dump_json())
+    applied = spans.take(limits.applied(spans, codes) & ruled[spans.doc, 0])
     frequent_path = out / "work" / "frequent_lines.bin"
     if config.dedup.lines.max_documents and frequent_path.exists():
-        frequent = _frequent(str(frequent_path), frequent_path.stat().st_size)
+        frequent = _frequent(str(frequent_path), frequent_path.stat().st_mtime_ns, config.dedup.lines.max_documents)
         lines = dedup_lines.candidates(t1, protected, frequent, config.dedup.lines.min_chars)
         lines = Spans(lines.doc, lines.start, lines.end, np.full(len(lines), LINE_RULE, np.int16), lines.value)
-        spans = Spans.concatenate([spans, lines])
-    limits = _limits(config.model_dump_json())
-    allowed = np.where(spans.rule == LINE_RULE, ruled[spans.doc, 1], ruled[spans.doc, 0])
-    applied = spans.take(limits.applied(spans, codes) & allowed)
+        applied = Spans.concatenate([applied, lines.take(limits.applied(lines, codes) & ruled[lines.doc, 1])])
     masked = limits.masks[applied.rule]
     prompts = np.asarray(table["prompt_bytes"]).astype(np.int32)
     t2, t2_protected, prompt_bytes = cut.build_positions(
         t1, protected, applied.take(~masked), applied.take(masked), privacy.mask_texts(), prompts
     )
     return t2, t2_protected, prompt_bytes, applied
+
+
+def _per_value(column: pa.ChunkedArray, function: Callable[[list[str]], Any]) -> Any:
+    """`function` (names -> one row each) of a column of few distinct strings, computed once a distinct one."""
+    encoded = column.combine_chunks().dictionary_encode()
+    return function(encoded.dictionary.to_pylist())[np.asarray(encoded.indices)]
 
 
 def _steps(config: DataConfig, source: str) -> tuple[bool, bool]:
@@ -153,16 +162,15 @@ def cut_texts(table: pa.Table, config: DataConfig, out: Path, rule: str) -> list
 def finish_unit(config: DataConfig, out: Path, name: str) -> dict[str, Any]:
     """Write keys/<name>.parquet. Returns bytes seen and how many documents each rule's cuts touched."""
     size = 0
-    touched: dict[str, int] = {}
+    touched: Counter[str] = Counter()
     with table_writer(out / "keys" / f"{name}.parquet", keys_schema(config)) as writer:
         for table in read_batches(out / "documents" / f"{name}.parquet"):
             t2, protected, _, applied = build(table, config, out)
             size += int(t2.offsets[-1])
             rows = key_rows(table, t2, protected, applied, config)
-            for rules in rows["cut_rules"].to_pylist():
-                for rule in rules:
-                    touched[rule] = touched.get(rule, 0) + 1
+            touched.update(documents_by_rule(rows["cut_rules"]))
             writer.write(rows)
+            done(len(t2), int(t2.offsets[-1]))
     return {"bytes": size, "touched": dict(sorted(touched.items()))}
 
 
@@ -171,13 +179,13 @@ def key_rows(table: pa.Table, t2: TextBatch, protected: Spans, applied: Spans, c
     n = len(t2)
     before, after = character_counts(TextBatch.from_arrow(table["text"])), character_counts(t2)
     exact_hi, exact_lo = dedup_keys.exact_keys(t2, protected)
-    url_hi, url_lo = url_keys(table["url"].to_pylist())
-    codes = language_codes(table["lang"].to_pylist())
+    url_hi, url_lo = url_keys(TextBatch.from_arrow(table["url"]))
+    codes = _per_value(table["lang"], language_codes)
     columns: dict[str, Any] = {
         "id": table["id"],
         "final_chars": after.astype(np.float32),
         "removed_share": (np.maximum(before - after, 0) / np.maximum(before, 1)).astype(np.float32),
-        "cut_rules": pa.array(list(applied_rules(applied, n)), pa.list_(pa.string())),
+        "cut_rules": applied_rules(applied, n),
         "exact_hi": exact_hi,
         "exact_lo": exact_lo,
         "url_hi": url_hi,
@@ -197,12 +205,20 @@ def key_rows(table: pa.Table, t2: TextBatch, protected: Spans, applied: Spans, c
     )
 
 
-def applied_rules(applied: Spans, n: int) -> Iterator[list[str]]:
-    """Per document the settings whose cuts or masks were applied, each once, sorted."""
-    rows = applied.row_offsets(n)
-    for i in range(n):
-        numbers = np.unique(applied.rule[rows[i] : rows[i + 1]])
-        yield sorted(span_rule_id(int(number)) for number in numbers)
+def applied_rules(applied: Spans, n: int) -> pa.ListArray:
+    """Per document the settings whose cuts or masks were applied, each once, sorted: list<string> [n]."""
+    names = [span_rule_id(number) for number in range(1, LINE_RULE + 1)]
+    place = np.argsort(np.argsort(np.array(names)))  # of each name among the sorted ones
+    pairs = np.unique(applied.doc.astype(np.int64) * len(names) + place[applied.rule - 1])
+    offsets = np.searchsorted(pairs, np.arange(n + 1, dtype=np.int64) * len(names)).astype(np.int32)
+    rules = pa.array(sorted(names), pa.string()).take(pa.array(pairs % len(names)))
+    return pa.ListArray.from_arrays(pa.array(offsets), rules)
+
+
+def documents_by_rule(rules: pa.ListArray | pa.ChunkedArray) -> dict[str, int]:
+    """Setting -> in how many of the lists that `applied_rules` made it stands."""
+    counted = pc.list_flatten(rules).value_counts()
+    return {item["values"]: item["counts"] for item in counted.to_pylist()}
 
 
 def character_counts(batch: TextBatch) -> Any:
@@ -218,8 +234,8 @@ def _character_counts(data, offsets):  # type: ignore[no-untyped-def]
     counts = np.zeros(len(offsets) - 1, np.int64)
     for row in range(len(counts)):
         count = 0
-        for i in range(offsets[row], offsets[row + 1]):
-            count += (data[i] & 0xC0) != 0x80
+        for byte in data[offsets[row] : offsets[row + 1]]:
+            count += (byte & 0xC0) != 0x80
         counts[row] = count
     return counts
 

@@ -36,6 +36,7 @@ from data_factory.units import Unit
 from data_factory.urls import UrlLists
 from data_factory.vocab_counts import count_characters
 from ziya.files import atomic_path
+from ziya.progress import done
 
 _HAN = re.compile("[\u3400-\u9fff]")
 BATCH_ROWS = 512
@@ -276,6 +277,7 @@ class UnitMeasurer:
             arrays = [pa.array([self.job.unit.label] * len(damages)), *(pa.array(column) for column in columns)]
             yield "quarantine", pa.table(arrays, names=documents.QUARANTINE.names)
         yield from measured
+        done(len(records), sum(record.length for record in records))
 
     def _commit(self, measured: Measured) -> list[tuple[str, pa.Table]]:
         """Take over the side products of a batch that was measured to its end; returns its tables."""

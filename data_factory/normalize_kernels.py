@@ -25,6 +25,8 @@ from data_factory.normalize_tables import (
     WORD,
 )  # fmt: skip
 
+WORD_STARTER, DIGIT = WORD | STARTER, WORD | KEYCAP  # letters that an emoticon may start with (T_T); keycaps
+ONE = np.uint64(1)
 DIRTY, UNSETTLED = 1, 2  # status bits of a document: look again; ask for its Unicode form
 
 
@@ -44,6 +46,13 @@ def _longest_run(point, limit, line_first):  # type: ignore[no-untyped-def]
     return limit
 
 
+@numba.njit(cache=True, inline="always")
+def _apart(point, flags, faces):  # type: ignore[no-untyped-def]
+    """Whether a character starts, holds and ends no emoticon: none reaches across it."""
+    closes = point in (0x29, 0xFF09)
+    return flags & STARTER == 0 and not closes and point < 0x10000 and faces[point] == 0
+
+
 @numba.njit(cache=True)
 def clean_pass(data, offsets, table, faces, remove_emoji, limit, out, out_offsets, status):  # type: ignore[no-untyped-def]
     """One pass over a batch with marks; writes `out`, `out_offsets` [n + 1] and `status` [n]; `out` is as long as
@@ -59,7 +68,7 @@ def clean_pass(data, offsets, table, faces, remove_emoji, limit, out, out_offset
         i, end = offsets[d], offsets[d + 1]
         spaces, gap, newlines = False, False, 0  # gap: an emoji or emoticon was taken out
         prev, prev_flags, run, tail = 0, numba.uint16(0), 0, 0  # tail: line feeds at the end of the output
-        line_first, opened, state = 0, 0, 0
+        line_first, opened, state, harmless = 0, 0, 0, False
         while i < end:
             byte = data[i]
             if byte < 0x80:
@@ -160,9 +169,14 @@ def clean_pass(data, offsets, table, faces, remove_emoji, limit, out, out_offset
                     joined = newlines == 0 and point == prev and (not spaces or (prev_flags & flags & WIDE) != 0)
                     if not joined:
                         run = 0
+                        # Shortening a run can complete a face only where one may hold the run: after a part of one.
+                        harmless = (point == 0x2D or not flags & STARTER) and (
+                            spaces or newlines > 0 or o == begin or _apart(prev, prev_flags, faces)
+                        )
                     elif run >= _longest_run(point, limit, line_first):
                         spaces, gap = False, False
-                        state |= DIRTY
+                        if not harmless:
+                            state |= DIRTY
                         i += size
                         continue
                     run += 1
@@ -176,7 +190,8 @@ def clean_pass(data, offsets, table, faces, remove_emoji, limit, out, out_offset
             elif spaces:
                 if o > begin and tail == 0:
                     if prev_flags & flags & WIDE:
-                        state |= DIRTY
+                        if not (_apart(prev, prev_flags, faces) or _apart(point, flags, faces)):
+                            state |= DIRTY
                     elif not (gap and point in (0x2E, 0x2C, 0x21, 0x3F)):
                         out[o] = 0x20
                         o += 1
@@ -197,30 +212,59 @@ def clean_pass(data, offsets, table, faces, remove_emoji, limit, out, out_offset
                 o += 1
             prev, prev_flags = point, flags
             i += size
-            # Most text is words with single spaces, or Han: such runs are copied here without looking at anything else.
-            if flags == WORD:
-                while i + 1 < end and data[i] < 0x80:
-                    byte, following = data[i], data[i + 1]
-                    kind = table[byte]
-                    if byte == 0x20:
-                        if following >= 0x80 or table[following] != WORD:
-                            break
-                    elif kind != WORD and (kind != (WORD | STARTER) or following == 0x5F):
+            # Most text is words with single spaces and marks between them, or Han: such runs are copied here without
+            # looking at anything else. A mark is copied with what follows it, so that a word is always the last thing.
+            if flags & WORD and not flags & SHAPED:
+                # unsigned positions: signed ones are checked for being negative at every access
+                u, v, last = np.uint64(i), np.uint64(o), np.uint64(end - 1)
+                while u < last:
+                    byte, following = data[u], data[u + ONE]
+                    if byte >= 0x80:
                         break
-                    else:
+                    kind = table[byte]
+                    if (
+                        kind == WORD
+                        or (kind == WORD_STARTER and following != 0x5F)
+                        or (kind == DIGIT and following < 0xE0)
+                    ):
                         prev = numba.int32(byte)
-                    out[o] = byte
-                    o += 1
-                    i += 1
+                        out[v] = byte
+                        u += ONE
+                        v += ONE
+                        continue
+                    ahead = u + ONE
+                    if kind == PUNCT:
+                        if following == 0x20:
+                            ahead += ONE
+                    elif byte != 0x20:
+                        break
+                    if ahead >= last or data[ahead] >= 0x80:
+                        break
+                    kind, following = table[data[ahead]], data[ahead + ONE]
+                    if (
+                        kind != WORD
+                        and (kind != WORD_STARTER or following == 0x5F)
+                        and (kind != DIGIT or following >= 0xE0)
+                    ):
+                        break
+                    while u < ahead:
+                        out[v] = data[u]
+                        u += ONE
+                        v += ONE
+                i, o = numba.int64(u), numba.int64(v)
             elif flags == WIDE:
-                while i + 2 < end and 0xE3 <= data[i] <= 0xE9:
+                while i + 2 < end and (0xE3 <= data[i] <= 0xE9 or data[i] == 0xEF):
                     point, _ = decode(data, i)
-                    if table[point] != WIDE:
+                    kind = table[point]
+                    if kind == PUNCT | WIDE and point != prev:
+                        run = 1
+                        harmless = flags == WIDE and faces[prev] == 0
+                    elif kind != WIDE:
                         break
                     out[o], out[o + 1], out[o + 2] = data[i], data[i + 1], data[i + 2]
                     o += 3
                     i += 3
-                    prev = point
+                    prev, flags = point, kind
         status[d] = state
     out_offsets[len(offsets) - 1] = o
     return o

@@ -9,6 +9,7 @@ from typing import Any
 
 from data_factory import packing
 from data_factory.config import DataConfig, Source
+from data_factory.documents import read_batches
 from data_factory.steps import Steps
 from ziya.manifest import identity
 from ziya.tokenizer import load_tokenizer
@@ -17,7 +18,8 @@ from ziya.tokenizer import load_tokenizer
 def pack_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps, decided: str) -> dict[str, Any]:
     """Tokenise and pack every source when a tokenizer is configured. Returns source -> pack summary.
 
-    `decided`: identity of the kept documents and of all settings of packing.
+    `decided`: identity of the kept documents. A pack's identity adds what shapes its bytes and nothing of other sources,
+    so that a changed ratio packs one source again and tokenises only the units of that source.
     """
     if config.tokenizer.path is None:
         shutil.rmtree(out / "packs", ignore_errors=True)  # of an earlier decision, with their markers
@@ -26,32 +28,44 @@ def pack_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps, 
         return {}
     tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.eos, config.tokenizer.pad)
     packing.check_tokenizer(out / "packs", tokenizer.fingerprint)
-    wanted = {source.name: identity("pack", decided, source.name) for source in config.sources}
+    tokenized = identity("tokenize", decided, tokenizer.fingerprint)
+    shape = [config.packing.mode, config.packing.sequence_length, config.seed]
+    wanted = {source.name: identity("pack", tokenized, shape, source.name, source.ratio) for source in config.sources}
     done = {name: steps.markers.result(f"pack-{name}", "all", value) for name, value in wanted.items()}
-    if any(result is None for result in done.values()):
+    todo = [source for source in config.sources if done[source.name] is None]
+    if todo:
         work = out / "work" / "tokens"
-        tokens = {name: work / name for name in names}
+        source_of = {name: unit_source(out / "kept" / f"{name}.parquet") for name in names}
+        needed = [name for name in names if source_of[name] in {source.name for source in todo}]
         steps.each(
             "tokenize",
-            identity("tokenize", decided),
+            tokenized,
             packing.tokenize_unit,
-            names,
+            needed,
             lambda name: (
                 out / "kept" / f"{name}.parquet",
-                tokens[name],
+                work / name,
                 config.tokenizer.path,
                 config.tokenizer.eos,
                 config.tokenizer.pad,
             ),
-            lambda name: packing.token_files(tokens[name]),
+            lambda name: packing.token_files(work / name),
         )
-        for source in config.sources:
-            done[source.name] = {"value": _pack(config, out, source, list(tokens.values()), steps, wanted[source.name])}
+        for source in todo:
+            tokens = [work / name for name in needed if source_of[name] == source.name]
+            done[source.name] = {"value": _pack(config, out, source, tokens, steps, wanted[source.name])}
         shutil.rmtree(out / "work" / "packing", ignore_errors=True)
     shutil.rmtree(out / "work" / "tokens", ignore_errors=True)
     return {
         name: result["value"] for name, result in done.items() if result is not None and result["value"]["documents"]
     }
+
+
+def unit_source(kept: Path) -> str | None:
+    """The source of a unit's kept documents (a unit is a part of one file of one source); None when none was kept."""
+    for table in read_batches(kept, ["source"]):
+        return str(table["source"][0])
+    return None
 
 
 def _pack(config: DataConfig, out: Path, source: Source, tokens: Sequence[Path], steps: Steps, wanted: str) -> Any:

@@ -11,24 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data_factory.shuffle import PACK
+from ziya.pack_files import PIECES
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
-# Row i describes sequence i of the pack. Padding is a piece of its own: id and all other strings empty.
-PIECES = pa.schema([
-    ("sample", pa.int64()),
-    ("piece", pa.int32()),  # number inside the sample
-    ("id", pa.string()),
-    ("source", pa.string()),
-    ("lang", pa.string()),
-    ("tier", pa.string()),
-    ("perplexity", pa.float32()),
-    ("task", pa.string()),
-    ("tokens", pa.int32()),  # EOS included, where the piece holds it
-    ("prompt_tokens", pa.int32()),  # the first so many tokens of this piece are the prompt's
-    ("start", pa.int64()),  # first token of the piece, counted inside the document
-])
 _STRINGS = ("id", "source", "lang", "tier", "task")
 
 

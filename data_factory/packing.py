@@ -1,7 +1,7 @@
 """Packs: the kept documents of one source -> samples of exactly `sequence_length` tokens in Megatron's indexed format.
 
     OUT/packs/SOURCE.bin, .idx             ziya.packs: one "document" a sample, one "sequence" a piece
-    OUT/packs/SOURCE.documents.parquet     pack_rows.PIECES: row i is sequence i
+    OUT/packs/SOURCE.documents.parquet     ziya.pack_files.PIECES: row i is sequence i
     OUT/packs/SOURCE.dropped.parquet       DROPPED: documents that are not in the pack, and why
     OUT/packs/SOURCE.json                  the manifest, written last
 
@@ -29,14 +29,16 @@ import pyarrow.compute as pc
 from data_factory.batches import TextBatch
 from data_factory.config import DataConfig, Source
 from data_factory.documents import TableWriter, table_writer
-from data_factory.pack_rows import PIECES, Rows, Samples
+from data_factory.pack_rows import Rows, Samples
 from data_factory.shuffle import RATIO, Buckets, Sampler, of_source, spread
 from data_factory.splice import splice
 from data_factory.tokenize_unit import open_tokens, tokenize_unit
 from data_factory.whole import whole
 from ziya.errors import UserError
-from ziya.files import file_digest, read_json, write_json
+from ziya.files import file_digest, read_json
+from ziya.pack_files import PIECES, write_manifest
 from ziya.packs import PackWriter, bin_path, idx_path, pack_writer, token_dtype
+from ziya.progress import done
 
 __all__ = ["check_tokenizer", "pack_source", "token_files", "tokenize_unit"]
 
@@ -135,7 +137,7 @@ def pack_source(
             for path in (bin_path(prefix), idx_path(prefix), files[".documents.parquet"], files[".dropped.parquet"])
         },
     }
-    write_json(files[".json"], manifest)
+    write_manifest(prefix, manifest)
     return manifest
 
 
@@ -211,6 +213,7 @@ def _count(buckets: Buckets, dropped: TableWriter, tally: _Tally, longest: int |
             columns += [pa.array(value, from_pandas=True), pa.array(limit, from_pandas=True)]
             dropped.write(pa.table(columns, schema=DROPPED))
         del rows
+        done(table.num_rows, table.nbytes)
         yield table
         del table  # before the next one is read
 

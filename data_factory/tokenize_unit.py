@@ -22,6 +22,7 @@ from data_factory.documents import read_batches
 from ziya.errors import UserError
 from ziya.files import atomic_path
 from ziya.packs import token_dtype
+from ziya.progress import done
 from ziya.tokenizer import Tokenizer, load_tokenizer
 
 ENCODE_BYTES = 8 << 20  # text that is encoded at once; a longer document goes alone
@@ -86,10 +87,12 @@ def tokenize_unit(
             for part in _parts(table):
                 batch = _encode(part, tokenizer, schema)
                 file.write_batch(batch)
+                size = int(TextBatch.from_arrow(part.column("text")).offsets[-1])
+                done(batch.num_rows, size)
                 counts["documents"] += batch.num_rows
                 counts["tokens"] += int(np.sum(batch.column("length").to_numpy()))
                 counts["prompt_tokens"] += int(np.sum(batch.column("prompt_tokens").to_numpy(), dtype=np.int64))
-                counts["bytes"] += int(TextBatch.from_arrow(part.column("text")).offsets[-1])
+                counts["bytes"] += size
     return counts
 
 

@@ -159,6 +159,22 @@ def test_cleaning_twice_is_cleaning_once(pieces: list[str], choice: Normalize) -
     assert not re.search("[\r\t\x00\u200b\ufeff\ue000]|  |\n\n\n", outside)
 
 
+def test_what_a_shortened_run_or_a_lost_space_completes_is_found() -> None:
+    """Only such changes as can complete an emoticon ask for another pass: runs and spaces around parts of faces."""
+    generator = random.Random(17)
+    parts = [*"()（）^_.。・-*#=~～'To:;/>!，|Da中口╯°︵━", " ", "\u3000", "\n"]
+    documents = []
+    for _ in range(3000):
+        few = generator.sample(parts, generator.randrange(3, 9))
+        documents.append(
+            "".join(generator.choice(few) * generator.choice((1, 1, 1, 2, 4, 7)) for _ in range(generator.randrange(9)))
+        )
+    for most in (1, 3):
+        choice = Normalize(max_repeated_punctuation=most)
+        found = texts(clean(TextBatch.from_strings(documents), choice)[0])
+        assert found == [oracle.clean(document, choice) for document in documents]
+
+
 def test_batches_do_not_mix_documents() -> None:
     numbers = random.Random(3)
     documents = ["".join(numbers.choices(PIECES, k=20)) for _ in range(60)]

@@ -185,7 +185,7 @@ def library_ids_without_prefix(tokenizer: Tokenizer, text: str) -> list[int] | N
 def test_library_counts_prompts_like_the_compiled_engine(models: dict[str, Path]) -> None:
     fast, slow = load_tokenizer(models["bpe"]), load_tokenizer(models["bpe"])
     assert isinstance(slow, SentencePieceTokenizer)
-    slow._tables = None
+    slow._compiled = None
     items = [text for text in HARD if text]
     data, offsets = module._utf8(items)
     for share in (0.0, 0.3, 0.5, 1.0):

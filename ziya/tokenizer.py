@@ -142,9 +142,17 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = len(self._model.pieces)
         self.eos_id = self._special(path, "eos", eos, self._processor.eos_id())
         self.pad_id = self._special(path, "pad", pad, self._processor.pad_id(), self.eos_id)
-        self._tables = bpe.build_tables(self._model)
-        self._cache = bpe.empty_cache() if self._tables is not None else None
-        self.engine = "sentencepiece" if self._tables is None else "compiled"
+
+    @cached_property
+    def engine(self) -> str:  # type: ignore[override]
+        """See `Tokenizer`."""
+        return "sentencepiece" if self._compiled is None else "compiled"
+
+    @cached_property
+    def _compiled(self) -> tuple[bpe.Tables, bpe.Cache] | None:
+        """Built when the first text is encoded: who only asks for ids and the fingerprint does not wait for it."""
+        tables = bpe.build_tables(self._model)
+        return None if tables is None else (tables, bpe.empty_cache())
 
     @cached_property
     def _processor(self) -> Any:
@@ -175,12 +183,13 @@ class SentencePieceTokenizer(Tokenizer):
         self, data: U8, offsets: I64, prompt_bytes: npt.NDArray[np.integer[Any]] | None = None
     ) -> tuple[I32, I64, I32]:
         """See `Tokenizer.encode_utf8`."""
-        if self._tables is None or self._cache is None:
+        if self._compiled is None:
             return self._encode_library(data, offsets, prompt_bytes)
-        ids, ends = bpe.encode(self._tables, self._cache, data, offsets)
+        tables, cache = self._compiled
+        ids, ends = bpe.encode(tables, cache, data, offsets)
         if prompt_bytes is None or not np.any(prompt_bytes):
             return ids, ends, np.zeros(len(offsets) - 1, np.int32)
-        prompts = bpe.prompt_tokens(self._tables, self._characters, data, offsets, prompt_bytes, (ids, ends))
+        prompts = bpe.prompt_tokens(tables, self._characters, data, offsets, prompt_bytes, (ids, ends))
         return ids, ends, prompts
 
     def _encode_library(

@@ -16,33 +16,31 @@ import numpy.typing as npt
 
 from data_factory.batches import I32, Spans, TextBatch
 from data_factory.characters import (
-    CONTROL,
     DIGIT,
-    EMOJI,
     LETTER,
-    PUNCTUATION,
-    SPACE,
-    SYMBOL,
     decode,
     encode,
     flags_of,
     lower_table,
     table,
 )
-from data_factory.dedup.hashing import SEED_LINE, mix64, murmur128, rotate
-from data_factory.dedup.order import by, external_sort
+from data_factory.dedup.hashing import SEED_LINE, mix64, murmur128_buffer, rotate
+from data_factory.dedup.keys import STRIPPED, ascii_keys
+from data_factory.dedup.order import by, external_sort, sort_rows
 from data_factory.dedup.rows import RowFile, Rows
 from ziya.errors import UserError
 from ziya.files import atomic_path
 
 U64 = npt.NDArray[np.uint64]
+ONE, TWO = np.uint64(1), np.uint64(2)
 LINE = np.dtype([("key", "<u8"), ("document", "<u8")])  # document: hash of the whole T1, equal for copies of a page
 MAGIC = b"ZIYALIN1"
-_STRIPPED = PUNCTUATION | SYMBOL | SPACE | EMOJI | CONTROL
 
 
 @numba.njit(cache=True)
-def _lines(data, offsets, rows, starts, ends, min_chars, flags, lower, stripped, letters, digit, seed):  # type: ignore[no-untyped-def]
+def _lines(  # type: ignore[no-untyped-def]
+    data, offsets, rows, starts, ends, min_chars, flags, lower, stripped, letters, digit, ascii_key, seed
+):
     n = len(offsets) - 1
     most = n
     longest = 0
@@ -54,7 +52,8 @@ def _lines(data, offsets, rows, starts, ends, min_chars, flags, lower, stripped,
     start = np.empty(most, np.int32)
     end = np.empty(most, np.int32)
     key = np.empty(most, np.uint64)
-    out = np.empty(longest + longest // 2 + 4, np.uint8)
+    words = np.empty((longest + longest // 2 + 12) >> 3, np.uint64)  # lower-casing may lengthen two bytes to three
+    out = words.view(np.uint8)
     count = 0
     for i in range(n):
         base = offsets[i]
@@ -62,12 +61,29 @@ def _lines(data, offsets, rows, starts, ends, min_chars, flags, lower, stripped,
         span = rows[i]
         a = 0
         while a < size:
-            o = 0
+            # unsigned positions: signed ones are checked for being negative at every access
+            o = np.uint64(0)
             chars = 0
-            b = a
-            while b < size and data[base + b] != 10:
-                point, width = decode(data, base + b)
-                b += width
+            p, stop = np.uint64(base + a), np.uint64(base + size)
+            while p < stop:
+                byte = data[p]
+                if byte < 0x80:
+                    if byte == 10:
+                        break
+                    value = ascii_key[byte]
+                    out[o] = value
+                    o += np.uint64(value != 0)
+                    chars += value != 0  # what is not stripped of ASCII is a letter or a digit
+                    p += ONE
+                    continue
+                if 0xE5 <= byte <= 0xE9:  # U+5000 to U+9FFF: Han, always a letter and without case
+                    out[o], out[o + ONE], out[o + TWO] = byte, data[p + ONE], data[p + TWO]
+                    o += TWO + ONE
+                    chars += 1
+                    p += TWO + ONE
+                    continue
+                point, width = decode(data, numba.int64(p))
+                p += np.uint64(width)
                 flag = flags_of(flags, point)
                 if flag & stripped:
                     continue
@@ -77,13 +93,14 @@ def _lines(data, offsets, rows, starts, ends, min_chars, flags, lower, stripped,
                     point = numba.int32(48)
                 elif point < 0x20000:
                     point = lower[point]
-                o = encode(out, o, point)
+                o = np.uint64(encode(out, numba.int64(o), point))
+            b = numba.int64(p) - base
             while span < rows[i + 1] and ends[span] <= a:
                 span += 1
             is_free = span >= rows[i + 1] or starts[span] >= b
             if chars >= min_chars and is_free:
                 doc[count], start[count], end[count] = i, a, b
-                key[count] = murmur128(out, 0, o, seed)[0]
+                key[count] = murmur128_buffer(words, numba.int64(o), seed)[0]
                 count += 1
             a = b + 1
     return doc[:count], start[:count], end[:count], key[:count]
@@ -107,9 +124,10 @@ def line_keys(t1: TextBatch, protected: Spans, min_chars: int) -> tuple[I32, I32
         min_chars,
         table(),
         lower_table(),
-        _STRIPPED,
+        STRIPPED,
         LETTER | DIGIT,
         DIGIT,
+        ascii_keys(STRIPPED, DIGIT),
         SEED_LINE,
     )
     return result
@@ -135,19 +153,27 @@ class UnitLines:
 
     @staticmethod
     def rows(keys: tuple[I32, I32, I32, U64], document_keys: tuple[U64, U64]) -> Rows:
-        """LINE rows of one batch."""
+        """LINE rows of one batch, in text order: `write_rows` sorts them."""
         doc, _, _, key = keys
         out = np.empty(len(key), LINE)
         out["key"] = key
         out["document"] = _fold(*document_keys)[doc]
-        return np.unique(out)
+        return out
 
     @staticmethod
     def write_rows(path: Path, batches: Sequence[Rows]) -> None:
         """Write the LINE rows of all batches of a unit."""
-        rows = np.unique(np.concatenate(batches)) if batches else np.empty(0, LINE)
+        rows = _distinct(np.concatenate(batches)) if batches else np.empty(0, LINE)
         with atomic_path(path) as temporary:
             rows.tofile(temporary)
+
+
+def _distinct(rows: Rows) -> Rows:
+    """LINE rows, sorted, each once."""
+    rows = sort_rows(rows, by("key", "document"))
+    fresh = np.ones(len(rows), bool)
+    fresh[1:] = (rows["key"][1:] != rows["key"][:-1]) | (rows["document"][1:] != rows["document"][:-1])
+    return rows if fresh.all() else rows.compress(fresh)
 
 
 def merge(paths: Sequence[Path], floor: int, work: Path, out: Path, memory_rows: int = 4_000_000) -> int:
@@ -220,6 +246,11 @@ class FrequentLines:
         documents: Any = np.memmap(path, "<u4", "r", offset=16 + 8 * count, shape=(count,))
         return cls(keys, documents)
 
+    def above(self, documents: int) -> FrequentLines:
+        """Only the lines that stand in more than `documents` distinct documents, in memory."""
+        chosen = np.flatnonzero(self.documents > documents)
+        return FrequentLines(np.asarray(self.keys[chosen]), np.asarray(self.documents[chosen]))
+
     def count(self, keys: U64) -> npt.NDArray[np.uint32]:
         """Distinct documents of each line key, uint32 [m]; 0 where it is below the floor."""
         if len(self.keys) == 0:
@@ -232,6 +263,8 @@ def candidates(t1: TextBatch, protected: Spans, frequent: FrequentLines, min_cha
     """Spans of all lines that are in `frequent`: rule 0, value = in how many distinct documents the line stands
     (float32: exact to 2^24).
     """
+    if len(frequent.keys) == 0:
+        return Spans.empty()
     doc, start, end, key = line_keys(t1, protected, min_chars)
     count = frequent.count(key)
     found = count > 0

@@ -39,7 +39,17 @@ def winners_first(order: Sequence[str]) -> Key:
 def sort_rows(rows: Rows, key: Key) -> Rows:
     """`rows` sorted by `key`, equal rows in the order given."""
     columns = key(rows)
-    order = np.argsort(columns[0], kind="stable") if len(columns) == 1 else np.lexsort(columns[::-1])
+    first = np.ascontiguousarray(columns[0])
+    order = np.argsort(first, kind="stable")
+    if len(columns) > 1 and len(rows) > 1:
+        # Only rows that agree in the first column need the others: for hashes that is hardly any.
+        ordered = first[order]
+        tied = np.zeros(len(rows), bool)
+        tied[1:] = ordered[1:] == ordered[:-1]
+        tied[:-1] |= tied[1:]
+        places = np.flatnonzero(tied)
+        inside = order[places]
+        order[places] = inside[np.lexsort([*(column[inside] for column in columns[:0:-1]), ordered[places]])]
     return rows.take(order)  # on structured rows several times faster than rows[order]
 
 

@@ -344,8 +344,7 @@ def _keys(data, offsets, seed):  # type: ignore[no-untyped-def]
 
 
 def url_keys(urls: Sequence[str] | TextBatch) -> tuple[U64, U64]:
-    """128-bit keys of normalised URLs as (high, low) uint64 [n]; an empty URL has the key (0, 0), which never competes.
-    """
+    """128-bit keys of normalised URLs as (high, low) uint64 [n]; an empty URL has the key (0, 0), which never competes."""
     batch = urls if isinstance(urls, TextBatch) else TextBatch.from_arrow(pa.array(urls, pa.large_string()))
     result: tuple[U64, U64] = _keys(batch.data, batch.offsets, SEED_URL)
     return result
