@@ -15,6 +15,7 @@ from resiliparse.extract.html2text import extract_plain_text
 from data_factory.config import Read
 from data_factory.encodings import decode_html, decode_text, sanitise
 from data_factory.formulas import END, START, mark_formulas
+from data_factory.html_tables import BREAK, CELL, join_rows, mark_tables
 from data_factory.sources.record import Record
 from data_factory.trafilatura_worker import ExtractTimeout, Trafilatura
 
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 _MARKS = re.compile("[\x02\x03]")
-_FORGED = re.compile(r"&#(?:[xX]0*[023](?![0-9a-fA-F])|0*[023](?![0-9]));?")
+_FORGED = re.compile(r"&#(?:[xX]0*[02356](?![0-9a-fA-F])|0*[02356](?![0-9]));?")
 # Elements that matter before parsing. Attributes are bounded and hold no angle bracket, which keeps the search linear
 # on any input; code on one line, by far the most frequent, is passed over inside the pattern.
 _TAG = re.compile(
@@ -121,8 +122,10 @@ def extract(html: str, read: Read) -> str:
     if any(hint in html for hint in _HINTS) or ("<BODY" in html and any(hint.upper() in html for hint in _HINTS)):
         html = "".join(_marked(html))
         skip = _SKIP if any(hint in html for hint in _SKIP_HINTS) else None
+    if "</table" in html or "</TABLE" in html:
+        html = mark_tables(html.replace(CELL, " ").replace(BREAK, " "))
     text = extract_plain_text(html, preserve_formatting=True, main_content=shallow, alt_texts=False, skip_elements=skip)
-    return mark_formulas(_settle(text.replace(_BESIDE, "") if lone else text))
+    return mark_formulas(_settle(join_rows(text.replace(_BESIDE, "") if lone else text)))
 
 
 def record_text(record: Record, read: Read) -> str:
@@ -248,4 +251,3 @@ def mark_fences(text: str) -> str:
             pieces += [mark_formulas(text[at : opening.start()]), START, text[opening.start() : fence.end()], END]
             at, opening = fence.end(), None
     return "".join([*pieces, mark_formulas(text[at:])])
-

@@ -12,9 +12,12 @@ import sys
 import time
 from typing import Any
 
+from data_factory.html_tables import LONG, row_text
+
 _LENGTH = struct.Struct("<dQ")  # request: seconds, bytes; the answer's seconds are 0
 _START_SECONDS = 120.0
 _BLOCKS = frozenset({"p", "head", "quote", "item", "row", "list", "table", "lb", "code", "figure", "graphic"})
+_INSIDE_LAYOUT = frozenset({"list", "table", "quote", "head"})
 
 
 class ExtractTimeout(Exception):
@@ -147,8 +150,10 @@ def _text(trafilatura: Any, html: str) -> str:
 
 def _walk(element: Any, pieces: list[str]) -> None:
     name = element.tag
-    if name == "code" and "\n" in "".join(element.itertext()).strip():
+    if _is_code_block(element):
         pieces.append("\n\x02" + "".join(element.itertext()).strip("\n") + "\x03\n")
+    elif name == "table" and (rows := _rows(element)):
+        pieces += ["\n", *(f"{row}\n" for row in rows), "\n"]
     else:
         if name == "item":
             pieces.append("• ")
@@ -160,3 +165,26 @@ def _walk(element: Any, pieces: list[str]) -> None:
             pieces.append("\n\n" if name in ("p", "head", "quote", "list", "table") else "\n")
         elif name == "cell":
             pieces.append("\t")
+
+
+def _is_code_block(element: Any) -> bool:
+    return element.tag == "code" and "\n" in "".join(element.itertext()).strip()
+
+
+def _rows(table: Any) -> list[str]:
+    """Lines of a data table (see `html_tables`); none for a layout table."""
+    rows, filled, blocks = [], [], 0
+    for row in table.iterchildren("row"):
+        texts = []
+        for cell in row.iterchildren("cell"):
+            if any(inner.tag in _INSIDE_LAYOUT or _is_code_block(inner) for inner in cell.iterdescendants()):
+                return []
+            texts.append(" ".join(" ".join(cell.itertext()).split()))
+            blocks += len(texts[-1]) > LONG or len(cell.findall("p")) > 1
+        while texts and not texts[-1]:  # rows are padded to the widest
+            texts.pop()
+        rows.append(texts)
+        filled.append(sum(map(bool, texts)))
+    if sum(count >= 2 for count in filled) < 2 or 10 * blocks > sum(filled):
+        return []
+    return [row_text(texts) for texts in rows if texts]

@@ -1,6 +1,7 @@
 """`ziya-data vocab OUT`: the characters that a tokenizer lacks, most frequent first, to extend its vocabulary with.
 
-Counted over every document past DP and before Traditional -> Simplified, so that traditional characters count too.
+Counted over the kept documents (of dropped ones, mojibake would bring characters that nobody writes) and before
+Traditional -> Simplified, so that traditional characters count too: T1 as stored plus what the conversion took out.
 Candidates are Han characters and Chinese punctuation. What the counts cannot fill is filled from the two national
 standards in their own order: GB 2312 (level 1 by pronunciation, the 3,755 commonest, then level 2), then Big5 (level 1,
 then level 2), both read off Python's codecs.
@@ -16,14 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from data_factory.batches import I64
+from data_factory.batches import I64, TextBatch
 from data_factory.characters import HAN, PUNCTUATION, SPACE, SYMBOL, table
+from data_factory.documents import read_batches, read_table
+from data_factory.vocab_counts import CODE_POINTS, Differences, add_characters
 from ziya.errors import UserError
 from ziya.files import write_bytes, write_json
 from ziya.tokenizer import load_tokenizer
 
 SIZE = 7400  # the paper's
-CODE_POINTS = 0x110000
 # Chinese writes these with the code points of general punctuation.
 SHARED_PUNCTUATION = "‘’“”—…·"
 _PUNCTUATION_BLOCKS = ((0x3001, 0x303F), (0xFE10, 0xFE1F), (0xFE30, 0xFE4F), (0xFF01, 0xFF65), (0xFFE0, 0xFFE6))
@@ -62,17 +64,27 @@ def _decoded(codec: str, pairs: Iterator[tuple[int, int]]) -> Iterator[str]:
 
 
 def read_counts(out: Path) -> I64:
-    """Occurrences of every code point over all units of a run, int64 [0x110000]."""
-    files = sorted((out / "work" / "characters").glob("*.npz"))
-    if not files:
-        raise UserError(f"{out} holds no character counts: give the --output folder of a `ziya-data run`")
+    """Occurrences of every code point outside ASCII in T1 of the kept documents as it was before Traditional ->
+    Simplified, int64 [0x110000]. One row group of texts is in memory at a time.
+    """
+    if not (out / "summary.json").exists():
+        raise UserError(f"{out} holds no finished run (no summary.json): run `ziya-data run` to its end first")
     counts = np.zeros(CODE_POINTS, np.int64)
-    for path in files:
+    for path in sorted((out / "documents").glob("*.parquet")):
+        with_text = np.asarray(read_table(out / "measurements" / path.name, ["document_row"])["document_row"]) >= 0
+        kept = np.asarray(read_table(out / "decisions" / path.name, ["kept"])["kept"])[with_text]
+        first = 0
+        for rows in read_batches(path, ["text"]):
+            chosen = kept[first : first + rows.num_rows]
+            first += rows.num_rows
+            if chosen.any():
+                texts = rows["text"].fill_null("")  # of dropped documents in a pruned OUT
+                add_characters(TextBatch.from_arrow(texts), chosen, counts)
+        differences = out / "work" / "characters" / f"{path.stem}.npz"
         try:
-            with np.load(path) as unit:
-                np.add.at(counts, unit["points"], unit["counts"])
-        except (ValueError, KeyError, OSError, EOFError) as error:
-            raise UserError(f"{path} holds no character counts: run `ziya-data run` again") from error
+            Differences.load(differences).add_to(counts, kept)
+        except (ValueError, KeyError, OSError, EOFError, IndexError) as error:
+            raise UserError(f"{differences} holds no character counts: run `ziya-data run` again") from error
     return counts
 
 
@@ -104,6 +116,8 @@ def choose(counts: I64, size: int, lacks: Any, min_count: int = 1) -> tuple[list
 
 def vocab(out: Path, size: int, tokenizer: Path, min_count: int = 1) -> dict[str, Any]:
     """Write OUT/chars.txt (one character a line) and OUT/chars.json (how many came from where); returns the latter."""
+    if not tokenizer.is_file():
+        raise UserError(f"{tokenizer} holds no tokenizer: name the one to extend with --tokenizer")
     loaded = load_tokenizer(tokenizer)
     counts = read_counts(out)
     characters, origin = choose(counts, size, loaded.missing_characters, min_count)
@@ -118,7 +132,7 @@ def vocab(out: Path, size: int, tokenizer: Path, min_count: int = 1) -> dict[str
         "characters": len(characters),
         "from": origin,
         "min_count": min_count,
-        "occurrences": total,  # of Han characters and Chinese punctuation in the counted documents
+        "occurrences": total,  # of Han characters and Chinese punctuation in the kept documents
         "single_piece_share_before": before / total if total else None,
         "single_piece_share_after": after / total if total else None,
         "tokenizer": {"kind": loaded.kind, "fingerprint": loaded.fingerprint, "vocab_size": loaded.vocab_size},
@@ -140,8 +154,8 @@ def main(args: argparse.Namespace) -> int:
     """`ziya-data vocab`."""
     if args.size < 1:
         raise UserError(f"--size {args.size}: give the number of characters to list, at least 1")
-    if not (args.out / "work" / "characters").is_dir():
-        raise UserError(f"{args.out} holds no character counts: give the --output folder of a `ziya-data run`")
+    if not (args.out / "work" / "run.json").is_file():
+        raise UserError(f"{args.out} holds no run: give the --output folder of a `ziya-data run`")
     result = vocab(args.out, args.size, args.tokenizer or _own_tokenizer(args.out), args.min_count)
     origin = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in result["from"].items() if count)
     print(f"{args.out / 'chars.txt'}: {result['characters']:,} characters ({origin or 'none'})")
@@ -156,7 +170,7 @@ def main(args: argparse.Namespace) -> int:
 def _own_tokenizer(out: Path) -> Path:
     from data_factory.run_state import stored_config
 
-    path = stored_config(out).tokenizer.path if (out / "work" / "run.json").is_file() else None
+    path = stored_config(out).tokenizer.path
     if path is None:
         raise UserError(f"{out} was run without a tokenizer: name the one to extend with --tokenizer")
     return Path(path)

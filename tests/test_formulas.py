@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 import numpy as np
 import pytest
 
-from data_factory import normalize
+from data_factory import formulas, normalize
 from data_factory.batches import Spans, TextBatch
 from data_factory.config import Normalize, Read
 from data_factory.extract import extract, mark_fences
@@ -59,6 +60,28 @@ def test_time_is_linear(unit: str) -> None:
     assert time.process_time() - start < 3
 
 
+def test_openings_are_found_as_by_the_plain_search() -> None:
+    """Looking for literal starts finds what the search of `_OPENING` finds, in the same order."""
+
+    def slow(text: str) -> str:
+        pieces, done, at = [], 0, 0
+        while (opening := formulas._OPENING.search(text, at)) is not None:
+            at, end = opening.end(), formulas._end(text, opening)
+            if end >= 0:
+                pieces += [text[done : opening.start()], START, text[opening.start() : end], END]
+                done = at = end
+        return "".join([*pieces, text[done:]])
+
+    rng = random.Random(6)
+    parts = [*r"$ $$ \ \[ \] \( \) \begin{ \begin{align} \end{align} a x^2 _ 中 } {".split(), " ", "\n"]
+    marked = 0
+    for _ in range(20_000):
+        text = "".join(rng.choices(parts, k=rng.randrange(1, 25)))
+        assert mark_formulas(text) == slow(text)
+        marked += START in slow(text)
+    assert marked > 2000
+
+
 PAGE = {
     "zh": "设函数 $f$ 在区间 $[a,b]$ 上连续，在 $(a,b)$ 内可导，则存在一点 $\\xi\\in(a,b)$，使得\n\n"
     "$$f'(\\xi)=\\frac{f(b)-f(a)}{b-a}.$$\n\n"
@@ -84,7 +107,10 @@ def test_a_page_of_mathematics_is_kept_and_stays_as_it_is(language: str, form: s
     t1, protected = normalize.clean(TextBatch.from_strings([t0]), Normalize())
     assert t1.string(0) == text
     kept = [t1.data[start:end].tobytes().decode() for start, end in zip(protected.start, protected.end, strict=True)]
-    assert len(kept) == text.count("$$") // 2 + text.count("\\[") + text.count("\\(") + text.replace("$$", "").count("$") // 2
+    assert (
+        len(kept)
+        == text.count("$$") // 2 + text.count("\\[") + text.count("\\(") + text.replace("$$", "").count("$") // 2
+    )
     active = thresholds(RuleSettings())
 
     def fallen(spans: Spans) -> list[str]:
