@@ -10,7 +10,6 @@ share of bytes that each cut rule removes stands beside it; `--texts` adds the l
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import re
 import subprocess
@@ -20,6 +19,8 @@ from collections import Counter, defaultdict
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+from bench_factory.texts import read_texts
 
 from data_factory import finish, run_state
 from data_factory.documents import read_batches, read_table
@@ -55,13 +56,6 @@ def _line(line: str) -> str:
     return re.sub(r" {2,}", " ", re.sub(r"^[ ,;]+(?=\S)", "", line)).strip()
 
 
-def read_texts(path: Path, english: bool) -> list[str]:
-    """The texts of a JSONL file, plain or gzipped; detokenised when English."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        texts = [str(json.loads(line)["text"]) for line in file]
-    return [detokenise(text) for text in texts] if english else texts
-
-
 def run_factory(texts: dict[str, list[str]], work: Path, overrides: list[str]) -> Path:
     """Run the shipped command over one JSONL file a language, scoring off; its output folder."""
     sources = []
@@ -74,7 +68,18 @@ def run_factory(texts: dict[str, list[str]], work: Path, overrides: list[str]) -
     config = work / "config.yaml"
     settings = {"sources": sources, "scoring": {"enabled": False}, "rules": {"preset": "ziya2"}}
     config.write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
-    command = [sys.executable, "-m", "data_factory.cli", "run", str(config), *overrides, "--output", str(work / "out"), "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "data_factory.cli",
+        "run",
+        str(config),
+        *overrides,
+        "--output",
+        str(work / "out"),
+        "--workers",
+        "1",
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return work / "out"
 
@@ -93,7 +98,9 @@ def collect(out: Path, texts: bool) -> dict[str, Any]:
             reasons[decision["id"]] = decision["reasons"]
             if not decision["kept"]:
                 why = [_reason(reason) for reason in decision["reasons"]]
-                source["fell"].append({"id": decision["id"], "key": row["key"], "stage": decision["stage"], "reasons": why})
+                source["fell"].append(
+                    {"id": decision["id"], "key": row["key"], "stage": decision["stage"], "reasons": why}
+                )
         for table in read_batches(out / "documents" / path.name):
             _collect_cuts(table, config, out, sources)
     return {name: _summary(source, texts) for name, source in sorted(sources.items())}
@@ -105,7 +112,9 @@ def _collect_cuts(table: Any, config: Any, out: Path, sources: dict[str, dict[st
     raw = [row["text"].encode() for row in rows]
     for row, text in zip(rows, raw, strict=True):
         sources[row["source"]]["bytes"] += len(text)
-    for doc, number, start, end, value in zip(applied.doc, applied.rule, applied.start, applied.end, applied.value, strict=True):
+    for doc, number, start, end, value in zip(
+        applied.doc, applied.rule, applied.start, applied.end, applied.value, strict=True
+    ):
         source = sources[rows[doc]["source"]]
         rule = finish.span_rule_id(int(number))
         source["cut"][rule] += int(end - start)
@@ -116,7 +125,11 @@ def _collect_cuts(table: Any, config: Any, out: Path, sources: dict[str, dict[st
 
 
 def _reason(reason: dict[str, Any]) -> dict[str, Any]:
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in reason.items() if value is not None}
+    return {
+        name: round(value, 4) if isinstance(value, float) else value
+        for name, value in reason.items()
+        if value is not None
+    }
 
 
 def _summary(source: dict[str, Any], texts: bool) -> dict[str, Any]:
@@ -125,19 +138,26 @@ def _summary(source: dict[str, Any], texts: bool) -> dict[str, Any]:
     cuts = {}
     for rule, size in sorted(source["cut"].items(), key=lambda item: (-item[1], item[0])):
         spans = source["cut_documents"][rule]
-        largest = sorted(spans, key=lambda item: (-item["share"], item["id"]))[:5 if texts else 0]
+        largest = sorted(spans, key=lambda item: (-item["share"], item["id"]))[: 5 if texts else 0]
         cuts[rule] = {
-            "spans": len(spans), "documents": len({item["id"] for item in spans}), "byte_share": round(size / source["bytes"], 6),
+            "spans": len(spans),
+            "documents": len({item["id"] for item in spans}),
+            "byte_share": round(size / source["bytes"], 6),
             **({"largest": [item | {"text": item["text"][:SHOWN]} for item in largest]} if texts else {}),
         }
     share = len(fell_to_rules) / source["documents"]
     return {
-        "documents": source["documents"], "bytes": source["bytes"],
-        "fell_to_rules": len(fell_to_rules), "share": round(share, 5), "meets_bar": share <= BAR,
-        "by_rule": dict(sorted(rules.items())), "documents_that_fell": source["fell"],
+        "documents": source["documents"],
+        "bytes": source["bytes"],
+        "fell_to_rules": len(fell_to_rules),
+        "share": round(share, 5),
+        "meets_bar": share <= BAR,
+        "by_rule": dict(sorted(rules.items())),
+        "documents_that_fell": source["fell"],
         "fell_before_rules": sum(item["stage"] in ("read", "preprocess", "score") for item in source["fell"]),
         "duplicates": sum(item["stage"] == "deduplicate" for item in source["fell"]),
-        "cut_byte_share": round(sum(source["cut"].values()) / source["bytes"], 6), "cuts": cuts,
+        "cut_byte_share": round(sum(source["cut"].values()) / source["bytes"], 6),
+        "cuts": cuts,
     }
 
 
@@ -151,18 +171,22 @@ def main() -> int:
     parser.add_argument("--full", type=Path, help="also keep the run's folder, for `ziya-data explain`")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the run")
     arguments = parser.parse_args()
-    texts = {"en": read_texts(arguments.en, True), "zh": read_texts(arguments.zh, False)}
+    texts = {"en": [detokenise(text) for text in read_texts([arguments.en])], "zh": read_texts([arguments.zh])}
     with tempfile.TemporaryDirectory() as folder:
         work = arguments.full or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
         result = collect(run_factory(texts, work, arguments.overrides), arguments.texts)
-    command = " ".join(["python scripts/bench/keeps_good.py --en", arguments.en.name, "--zh", arguments.zh.name, *arguments.overrides])
+    command = " ".join(
+        ["python scripts/bench/keeps_good.py --en", arguments.en.name, "--zh", arguments.zh.name, *arguments.overrides]
+    )
     document = {"date": date.today().isoformat(), "command": command, "bar": BAR, "languages": result}
     text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
     if arguments.output:
         arguments.output.write_text(text, encoding="utf-8")
     for language, row in result.items():
-        fell = f"{row['fell_to_rules']} of {row['documents']} documents fall to a rule ({row['share']:.2%}; bar {BAR:.0%})"
+        fell = (
+            f"{row['fell_to_rules']} of {row['documents']} documents fall to a rule ({row['share']:.2%}; bar {BAR:.0%})"
+        )
         print(f"{language}: {fell}, {row['cut_byte_share']:.3%} of the bytes cut")
         for item in row["documents_that_fell"]:
             print(f"  {item['key']} {item['stage']}: {item['reasons']}")

@@ -10,32 +10,23 @@ that many times, each time as new documents, to show that memory does not grow w
 from __future__ import annotations
 
 import argparse
-import gzip
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pyarrow as pa
+from bench_factory.texts import read_texts
 
 from data_factory import packing
 from data_factory.config import DataConfig
 from data_factory.documents import KEPT, table_writer
 from ziya.files import json_bytes
 from ziya.tokenizer import load_tokenizer
-
-
-def texts(paths: list[Path]) -> Iterator[str]:
-    """The `text` of every line."""
-    for path in paths:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for line in file:
-                yield orjson.loads(line)["text"]
 
 
 def cpu(function: Callable[[], Any]) -> tuple[float, Any]:
@@ -66,7 +57,7 @@ def peak_mb() -> float:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All figures; rates in MB (10^6 bytes) of text per CPU second."""
-    documents = list(texts(args.texts))
+    documents = read_texts(args.texts)
     size = sum(len(text.encode()) for text in documents) / 1e6
     start_up, tokenizer = cpu(lambda: load_tokenizer(args.tokenizer))
     compile_s, _ = cpu(lambda: tokenizer.encode_batch(["warm up 热身"]))
@@ -103,10 +94,12 @@ def pack(folder: Path, documents: list[str], size: float, args: argparse.Namespa
         total += seconds
     result: dict[str, Any] = {"tokenize_unit_mb_s": round(size / total, 1), "peak_mb_tokenize": peak_mb()}
     for mode in ("splice", "whole"):
-        config = DataConfig.model_validate({
-            "sources": [{"name": "bench", "paths": ["-"]}],
-            "packing": {"mode": mode, "sequence_length": args.sequence_length},
-        })
+        config = DataConfig.model_validate(
+            {
+                "sources": [{"name": "bench", "paths": ["-"]}],
+                "packing": {"mode": mode, "sequence_length": args.sequence_length},
+            }
+        )
         source = config.sources[0]
         for _ in range(2):  # the first call compiles
             seconds, manifest = cpu(partial(packing.pack_source, files, source, config, folder / mode, folder / "work"))

@@ -8,22 +8,16 @@ Compiled kernels are warmed up first. Each figure is the best of several runs, b
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from bench_factory.texts import read_texts
 
 from data_factory.batches import Spans, TextBatch
 from data_factory.rules.statistics import count, measure
-
-
-def read_batch(path: Path) -> TextBatch:
-    """The text field of a JSONL file, plain or gzipped."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        return TextBatch.from_strings([json.loads(line)["text"] for line in file])
 
 
 def best(work: Callable[[], object], runs: int) -> float:
@@ -52,7 +46,7 @@ def main() -> None:
     arguments = parser.parse_args()
     result = {}
     for language, path in arguments.lang:
-        batch = read_batch(Path(path))
+        batch = TextBatch.from_strings(read_texts([Path(path)]))
         langs = np.full(len(batch), language == "zh", np.uint8)
         megabytes = len(batch.data) / 1e6
         works: dict[str, Callable[[], object]] = {
