@@ -1,0 +1,215 @@
+"""`ziya-train` as a user starts it: real processes on CPUs. One reference run; every other one is held against it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import train_runs
+
+from training import watch
+from training.launch import only_one, read_hostfile
+from ziya.errors import UserError
+from ziya.files import read_json
+from ziya.ledger import read_ledger
+
+STEPS = 200
+LONG = [f"stages.0.tokens={STEPS * 4 * train_runs.LENGTH}.0", "checkpoint.every_steps=50"]
+TWO = ["--processes", "2"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, a pack and RUN `whole`, trained by one process without interruption."""
+    folder = tmp_path_factory.mktemp("runs")
+    train_runs.write_base(folder / "base")
+    train_runs.write_pack(folder / "text")
+    code, said = train_runs.finish(train_runs.start(train_runs.arguments(folder, folder / "whole", *LONG)))
+    assert code == 0, said
+    return folder
+
+
+def assert_close(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    assert len(found) >= 20
+    for ours, theirs in zip(found[:20], expected, strict=False):
+        assert abs(ours["loss"] - theirs["loss"]) < 2e-6
+        assert abs(ours["grad_norm"] - theirs["grad_norm"]) < 1e-5 * theirs["grad_norm"]
+        apart = ("loss", "grad_norm")
+        assert {k: v for k, v in ours.items() if k not in apart} == {k: v for k, v in theirs.items() if k not in apart}
+
+
+def test_one_process_trains_a_stage(made: Path) -> None:
+    run = made / "whole"
+    found = train_runs.lines(run)
+    assert [line["data_index"] for line in found] == list(range(len(found)))
+    assert [line["step"] for line in found if not line["skipped"]] == list(range(1, STEPS + 1))
+    assert set(found[0]) == {"step", "stage", "tokens", "data_index", "loss", "grad_norm", "lr", "skipped"}
+    assert found[-1]["tokens"] == STEPS * 4 * train_runs.LENGTH
+    assert found[-1]["loss"] < found[0]["loss"] - 0.3
+    assert (run / "latest").read_text() == f"step-{STEPS}\n"
+    assert read_ledger(run / "ledger.json").stages["1"].tokens == found[-1]["tokens"]
+    assert read_json(run / "config.json")["begun"] == 1
+    code, said = train_runs.finish(train_runs.start(train_runs.arguments(made, run, *LONG)))
+    assert code == 0 and f"stage 1 is finished: {found[-1]['tokens']:,} tokens, step {STEPS}" in said
+
+
+def test_a_signal_saves_and_the_same_command_goes_on_to_the_last_bit(made: Path) -> None:
+    run = made / "stopped"
+    process = train_runs.start(train_runs.arguments(made, run, *LONG))
+    train_runs.wait_for_steps(run, 20, process)
+    with pytest.raises(UserError, match=rf"is being trained by process {process.pid} on "), only_one(run):
+        pass
+    process.send_signal(signal.SIGTERM)
+    code, said = train_runs.finish(process)
+    assert code == 128 + signal.SIGTERM, said
+    assert not train_runs.processes_of(run)
+    stopped = train_runs.lines(run)[-1]["step"]
+    assert 20 <= stopped < STEPS and (run / "latest").read_text() == f"step-{stopped}\n"
+    code, said = train_runs.finish(train_runs.start(train_runs.arguments(made, run, *LONG)))
+    assert code == 0, said
+    assert train_runs.lines(run) == train_runs.lines(made / "whole")
+    assert read_ledger(run / "ledger.json") == read_ledger(made / "whole" / "ledger.json")
+
+
+def test_two_tensor_ranks_and_one_that_is_killed(made: Path) -> None:
+    run = made / "tensor"
+    process = train_runs.start(train_runs.arguments(made, run, *LONG, *TWO, "parallel.tensor=2"))
+    train_runs.wait_for_steps(run, 20, process)
+    os.kill(watch.ranks(run)[1]["pid"], signal.SIGKILL)
+    died = time.monotonic()
+    code, said = train_runs.finish(process)
+    assert time.monotonic() - died < 60 and not train_runs.processes_of(run)
+    assert code == 1
+    errors = [line for line in said.splitlines() if line.startswith(("error", "Traceback"))]
+    assert len(errors) == 1 and errors[0].startswith("error: rank 1 on ") and "was killed" in errors[0], said
+    assert_close(train_runs.lines(run), train_runs.lines(made / "whole"))
+
+
+def test_two_pipeline_ranks_outlive_their_launcher_only_to_save(made: Path) -> None:
+    run = made / "pipeline"
+    process = train_runs.start(train_runs.arguments(made, run, *LONG, *TWO, "parallel.pipeline=2"))
+    train_runs.wait_for_steps(run, 20, process)
+    process.kill()
+    process.wait()
+    with pytest.raises(UserError, match="is being trained by"), only_one(run):
+        pass
+    deadline = time.monotonic() + 60
+    while train_runs.processes_of(run):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    found = train_runs.lines(run)
+    assert (run / "latest").read_text() == f"step-{found[-1]['step']}\n" and found[-1]["step"] < STEPS
+    assert_close(found, train_runs.lines(made / "whole"))
+
+
+def test_an_error_of_a_rank_is_told_once(made: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    given = train_runs.arguments(made, run, "stability.sigma=1e-9", "stability.window=8", "stability.warmup_steps=8")
+    given += ["stability.skips_in_a_row=1", "stability.rollbacks=1", "model.kernel=plain", "stages.0.tokens=1e5"]
+    code, said = train_runs.finish(train_runs.start(given))
+    errors = [line for line in said.splitlines() if line.startswith(("error", "Traceback"))]
+    assert code == 2 and len(errors) == 1 and "1 steps in a row were refused" in errors[0], said
+    skipped = [line for line in train_runs.lines(run) if line["skipped"]]
+    assert len(skipped) == 2 and all(line["documents"][0][0] == "text" for line in skipped)
+
+
+def test_hostfiles(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("# nodes\na slots=4\n\n b slots=8 \n")
+    assert read_hostfile(path) == {"a": 4, "b": 8}
+    assert set(read_hostfile(train_runs.ROOT / "configs" / "cluster" / "hostfile").values()) == {8}
+    for text in ("a\n", "a slots=0\n", "a slots=1\na slots=2\n", "# none\n"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="HOST slots=N"):
+            read_hostfile(path)
+
+
+def test_the_first_cause_is_told(tmp_path: Path) -> None:
+    (tmp_path / "errors").mkdir()
+    assert watch.verdict(tmp_path) is None
+    watch.write_error(tmp_path, 0, RuntimeError("[gloo] Connection closed by peer [10.0.0.2]"))
+    assert watch.verdict(tmp_path) == (watch.verdict(tmp_path)[0], False)  # type: ignore[index]
+    assert "rank 0" in watch.verdict(tmp_path)[0]  # type: ignore[index]
+    watch.write_gone(tmp_path, 3)
+    assert "rank 3 on" in watch.verdict(tmp_path)[0] and "was killed" in watch.verdict(tmp_path)[0]  # type: ignore[index]
+    watch.write_error(tmp_path, 2, ValueError("列数 7 is odd"))
+    assert "rank 2 on" in watch.verdict(tmp_path)[0] and "列数 7 is odd" in watch.verdict(tmp_path)[0]  # type: ignore[index]
+    for rank in range(4):
+        watch.write_error(tmp_path, rank, UserError("no space left: free some"))
+    assert watch.verdict(tmp_path) == ("no space left: free some", True)
+
+
+@pytest.mark.parametrize(("codes", "requeued", "ended"), [("0 0 0", 0, 0), ("0 138", 1, 138), ("2", 0, 2), ("1", 0, 1)])
+def test_slurm_requeues_what_was_stopped(tmp_path: Path, codes: str, requeued: int, ended: int) -> None:
+    (tmp_path / "codes").write_text("\n".join(codes.split()) + "\n")
+    scripts = {
+        "ziya-train": f'echo "$@" >> {tmp_path}/called\ncode=$(head -1 {tmp_path}/codes)\n'
+        f"sed -i 1d {tmp_path}/codes\nexit $code\n",
+        "scontrol": f'[ "$1" = show ] && {{ echo n1; echo n2; }}\n[ "$1" = requeue ] && echo "$2" >> {tmp_path}/again\nexit 0\n',
+    }
+    for name, text in scripts.items():
+        path = tmp_path / name
+        path.write_text("#!/bin/bash\n" + text)
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "HOSTS": str(tmp_path / "hosts"),
+    }
+    script = train_runs.ROOT / "configs" / "cluster" / "slurm_requeue.sh"
+    done = subprocess.run(["bash", str(script), "seed=3"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == ended, done.stderr
+    assert ((tmp_path / "again").read_text() == "7\n") if requeued else not (tmp_path / "again").exists()
+    called = (tmp_path / "called").read_text().splitlines()
+    assert len(called) == len(codes.split()) and called[0].startswith("--stage 1 ") and called[0].endswith("seed=3")
+
+
+def test_slurm_passes_a_signal_on(tmp_path: Path) -> None:
+    scripts = {
+        "ziya-train": f"trap 'sleep 0.3; exit 138' USR1\ntouch {tmp_path}/ready\nwhile :; do sleep 0.05; done\n",
+        "scontrol": f'[ "$1" = requeue ] && touch {tmp_path}/again\nexit 0\n',
+    }
+    for name, text in scripts.items():
+        path = tmp_path / name
+        path.write_text("#!/bin/bash\n" + text)
+        path.chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n1",
+        "HOSTS": str(tmp_path / "hosts"),
+    }
+    script = train_runs.ROOT / "configs" / "cluster" / "slurm_requeue.sh"
+    process = subprocess.Popen(["bash", str(script)], env=environment)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(20) == 138 and (tmp_path / "again").exists()
+
+
+def test_metrics_are_what_lies_behind_the_state(tmp_path: Path) -> None:
+    from training.metrics import Metrics
+    from training.state import RunState
+
+    metrics = Metrics(tmp_path)
+    for stage, index, skipped in [
+        (1, 0, False),
+        (1, 9, False),
+        (2, 0, False),
+        (2, 1, True),
+        (2, 2, False),
+        (2, 3, True),
+    ]:
+        metrics.write({"step": index, "stage": stage, "data_index": index, "skipped": skipped})
+    with metrics.path.open("a") as file:
+        file.write('{"step": 4, "stage"')  # cut short by a kill
+    metrics.rewind(RunState(stage=2, data_index=1, skipped=[[1, 1]]))
+    kept = [json.loads(text) for text in metrics.path.read_text().splitlines()]
+    assert [(line["stage"], line["data_index"]) for line in kept] == [(1, 0), (1, 9), (2, 0), (2, 1)]

@@ -1,0 +1,38 @@
+"""The few places where megatron-core assumes CUDA; active only where there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def device() -> torch.device:
+    """This process's GPU, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+class _Torch:
+    """`torch` as one module of megatron-core sees it: `zeros(..., device="cuda")` lands on the CPU."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def zeros(*size: Any, device: Any = None, **options: Any) -> torch.Tensor:
+        return torch.zeros(*size, device=None if device == "cuda" else device, **options)
+
+
+def prepare() -> None:
+    """Make megatron-core's parallel layers and schedules run without CUDA. Does nothing where there is a GPU.
+
+    `torch.cuda.current_device()` is what megatron-core gives as `device=` of its buffers; without CUDA it only raises,
+    so answering with the CPU takes nothing from anybody.
+    """
+    if torch.cuda.is_available():
+        return
+    from megatron.core.pipeline_parallel import schedules
+
+    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
+    if not isinstance(schedules.torch, _Torch):
+        schedules.torch = _Torch()

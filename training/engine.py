@@ -1,0 +1,239 @@
+"""megatron-core's schedules on the bare model, DeepSpeed for the reduction, the FP32 masters and the update.
+
+DeepSpeed's own forward and backward are not used (ZeRO-1): after the schedule, gradients of replicated weights under
+sequence parallelism are summed over the tensor group, then `engine.step()` reduces over data-parallel ranks, clips and
+updates. See training/README.md for why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from training.config import OptimizerSettings
+from training.layout import DeepSpeedView, Layout
+from training.model import Llama
+from training.rows import Packed
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """`loss`: mean over the unmasked targets of the global batch; `norm`: gradient norm before clipping; `reason`: why the
+    update was refused, empty when it was made; `losses`: on the last pipeline stage, float32 [T] per micro-batch, else
+    empty."""
+
+    loss: float
+    norm: float
+    reason: str
+    losses: list[torch.Tensor]
+
+
+Judgement = Callable[[float, float], str]
+"""(loss, gradient norm before clipping) -> why the update must not be made, or an empty string."""
+
+EMBEDDING, MATRIX, PLAIN = "embedding", "matrix", "plain"
+
+
+def group_of(name: str, weight: torch.Tensor) -> str:
+    """The optimizer group of a native weight: embedding and head, other matrices, norms and biases."""
+    if name.endswith(("embedding.weight", "head.weight")):
+        return EMBEDDING
+    return MATRIX if weight.dim() > 1 else PLAIN
+
+
+def deepspeed_settings(layout: Layout, optimizer: OptimizerSettings, *, bf16: bool) -> dict[str, Any]:
+    """The configuration with which DeepSpeed's ZeRO is exact under schedules that are not its own."""
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": optimizer.clip,
+        "steps_per_print": None,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": layout.zero,
+            "contiguous_gradients": False,
+            "overlap_comm": False,
+            "reduce_bucket_size": 200_000_000,
+            "allgather_bucket_size": 200_000_000,
+        },
+        "wall_clock_breakdown": False,
+    }
+    if bf16:
+        # FP32 accumulation makes DeepSpeed choose BF16_Optimizer; hooks add each micro-batch to the FP32 sum at once.
+        settings["bf16"] = {"enabled": True, "immediate_grad_update": True}
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings
+
+
+class Engine:
+    """The chunks of this process with their optimizer."""
+
+    def __init__(self, chunks: Sequence[Llama], layout: Layout, settings: OptimizerSettings) -> None:
+        import deepspeed
+        from deepspeed.runtime import bf16_optimizer
+        from megatron.core.pipeline_parallel import get_forward_backward_func
+
+        self.chunks, self.layout, self.settings = list(chunks), layout, settings
+        self.bf16 = chunks[0].numerics.bf16
+        self.module = torch.nn.ModuleList(self.chunks) if len(self.chunks) > 1 else self.chunks[0]
+        named = [(name, weight) for chunk in self.chunks for name, weight in chunk.named_parameters()]
+        groups: list[dict[str, Any]] = [
+            {
+                "params": [weight for name, weight in named if group_of(name, weight) == kind],
+                "weight_decay": 0.0 if kind == PLAIN else settings.weight_decay,
+                "kind": kind,
+            }
+            for kind in (EMBEDDING, MATRIX, PLAIN)
+        ]
+        self.adam = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=0.0,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.epsilon,
+        )
+        # Between DeepSpeed's norm and the update stands this: a refused step leaves masters and moments as they are.
+        self._update, self.adam.step = self.adam.step, self._judged_update
+        self._judge: Judgement | None = None
+        self._loss = 0.0
+        self._reason: str | None = None
+        self.frozen_below: int | None = None
+        """None: all weights move. Else only rows of embedding and head from this number on (0: all of them)."""
+        # It asks for forced reports: nine full garbage collections and prints for each optimizer that is made.
+        bf16_optimizer.see_memory_usage = lambda *_, **__: None
+        self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
+            model=self.module,
+            optimizer=self.adam,
+            config=deepspeed_settings(layout, settings, bf16=self.bf16),
+            mpu=DeepSpeedView(),
+            dist_init_required=False,
+        )
+        self.run_schedule = get_forward_backward_func()
+
+    def forward_backward(
+        self, batches: Sequence[Packed], scale: float, *, forward_only: bool = False
+    ) -> list[torch.Tensor]:
+        """Run the schedule over micro-batches; gradients of `scale` * summed loss are left in place, not reduced.
+
+        Returns the losses float32 [T] of each micro-batch on the last stage, nothing elsewhere.
+        """
+        length = len(batches[0].tokens)
+        losses: list[torch.Tensor] = self.run_schedule(
+            forward_step_func=_forward_step(scale),
+            data_iterator=[iter(batches) for _ in self.chunks] if len(self.chunks) > 1 else iter(batches),
+            model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
+            num_microbatches=len(batches),
+            seq_length=length,
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+        return losses
+
+    def step(
+        self, batches: Sequence[Packed], targets: float, rate: float, judge: Judgement | None = None
+    ) -> StepResult:
+        """One optimizer step: `batches` are this data-parallel rank's micro-batches, `targets` the unmasked targets of the
+        global batch, `rate` the learning rate; `judge` may refuse the update and must answer alike on every rank."""
+        # DeepSpeed averages over data-parallel ranks, the loss is a sum over them.
+        losses = self.forward_backward(batches, self.layout.data / max(targets, 1.0))
+        self.sum_replicated()
+        self._freeze()
+        self._loss = self.mean_loss(losses, batches, targets)
+        self._judge, self._reason = judge, None
+        for group in self.optimizer.param_groups:
+            body = group["kind"] != EMBEDDING
+            group["lr"] = 0.0 if body and self.frozen_below is not None else rate
+            if not body:
+                group["weight_decay"] = 0.0 if self.frozen_below else self.settings.weight_decay
+        refused = self.deepspeed.skipped_steps
+        self.deepspeed.step()
+        norm = float(self.deepspeed.get_global_grad_norm())
+        if self.deepspeed.skipped_steps > refused:  # DeepSpeed met a norm that is not finite, before the update
+            self._reason = f"gradient norm {norm}"
+        return StepResult(self._loss, norm, self._reason or "", losses)
+
+    def _judged_update(self, closure: Any = None) -> Any:
+        """AdamW's step, unless the judge refuses. ZeRO calls it once a group: the first answer holds for the step."""
+        if self._judge is not None and self._reason is None:
+            self._reason = self._judge(self._loss, float(self.optimizer._global_grad_norm))
+        return None if self._reason else self._update(closure)
+
+    def reset_moments(self) -> None:
+        """Forget first and second moments and AdamW's step counts; masters stay."""
+        for state in self.adam.state.values():
+            for value in state.values():
+                if isinstance(value, torch.Tensor):
+                    value.zero_()
+
+    def _freeze(self) -> None:
+        """In the embeddings-only phase: gradients of the body, and of rows below `frozen_below`, become zero before the
+        norm, so that neither clipping nor moments see them."""
+        if self.frozen_below is None:
+            return
+        for name, weight, gradient in self.gradients():
+            if group_of(name, weight) != EMBEDDING:
+                gradient.zero_()
+            elif self.frozen_below:
+                old = self.frozen_below - self.chunks[0].first_row
+                if old > 0:
+                    gradient.view(weight.shape)[:old] = 0
+
+    def mean_loss(self, losses: Sequence[torch.Tensor], batches: Sequence[Packed], targets: float) -> float:
+        """The global batch's mean loss, on every rank, in float64."""
+        from megatron.core import parallel_state
+
+        total = torch.zeros((), dtype=torch.float64, device=batches[0].tokens.device)
+        for loss, rows in zip(losses, batches, strict=bool(losses)):
+            total += (loss.double() * rows.weights.double()).sum()
+        if self.layout.pipeline > 1:
+            dist.all_reduce(total, group=parallel_state.get_pipeline_model_parallel_group())
+        dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        return float(total) / max(targets, 1.0)
+
+    def gradients(self) -> Iterator[tuple[str, torch.nn.Parameter, torch.Tensor]]:
+        """(name, weight, its gradient as accumulated: FP32 under BF16) of every weight of this rank that has one."""
+        if hasattr(self.optimizer, "fp32_groups_gradients"):
+            names = {id(weight): name for name, weight in self.module.named_parameters()}
+            for weights, gradients in zip(
+                self.optimizer.bf16_groups, self.optimizer.fp32_groups_gradients, strict=True
+            ):
+                for weight, gradient in zip(weights, gradients, strict=True):
+                    yield names[id(weight)], weight, gradient
+            return
+        for name, weight in self.module.named_parameters():
+            if weight.grad is not None:
+                yield name, weight, weight.grad
+
+    def sum_replicated(self) -> None:
+        """Sum over the tensor group the gradients of weights that saw only their part of the row (sequence parallel)."""
+        from megatron.core import parallel_state
+
+        if not self.layout.sequence:
+            return
+        parts = [gradient for _, weight, gradient in self.gradients() if getattr(weight, "sequence_parallel", False)]
+        if parts:
+            flat = torch.cat([part.reshape(-1) for part in parts])
+            dist.all_reduce(flat, group=parallel_state.get_tensor_model_parallel_group())
+            for part, whole in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
+                part.copy_(whole.view_as(part))
+
+
+def _forward_step(scale: float) -> Any:
+    """megatron-core's forward step: the model on the next micro-batch, and what turns its output into a loss."""
+
+    def step(batches: Iterator[Packed], model: Llama) -> tuple[torch.Tensor, Any]:
+        rows = next(batches)
+        return model(rows), partial(_loss, model, rows, scale)
+
+    return step
+
+
+def _loss(model: Llama, rows: Packed, scale: float, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    objective, losses = model.loss(hidden, rows, scale)
+    # The schedule sums what stands second as tokens, on a device of its own choice; the division is done already.
+    return objective, torch.zeros((), dtype=torch.int, device=hidden.device), losses.detach()

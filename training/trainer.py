@@ -1,0 +1,286 @@
+"""A stage on one rank: model, data, books, and the services that `loop.train_stage` calls at its borders."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from training import checks, loop
+from training.architecture import Architecture, read_architecture
+from training.checkpoint import Checkpoints, SaveError
+from training.config import TrainConfig
+from training.data import GlobalBatch, ReadAhead, micro_batches, open_dataset
+from training.device import device
+from training.engine import Engine, StepResult
+from training.hf_files import HFWeights
+from training.layout import Layout, Place, place
+from training.ledger import Ledger
+from training.metrics import Metrics
+from training.model import Numerics, build
+from training.preflight import eos_of
+from training.reshard import MASTER, owned
+from training.rows import Packed
+from training.stability import Judge
+from training.stages import MODEL, Start, find_start
+from training.state import RunState
+from training.watch import Watch
+from training.weights import whole_to_native
+from ziya.files import read_json
+from ziya.progress import log
+
+LEDGER_S = 30.0  # RUN/ledger.json is written at least so often while steps are booked, and at each checkpoint
+TELL_S = 15.0
+
+
+class Batches:
+    """The stage's global batches with this rank's part on its device; threads read ahead."""
+
+    def __init__(self, make: ReadAhead[tuple[GlobalBatch, list[Packed]]]) -> None:
+        self._make = make
+
+    def read(self, data_index: int) -> tuple[GlobalBatch, list[Packed]]:
+        """(global batch, this data-parallel rank's micro-batches on its device)."""
+        batch, rows = self._make.read(data_index)
+        return batch, [on_device(part) for part in rows]
+
+
+def on_device(rows: Packed) -> Packed:
+    """The same micro-batch where the model is."""
+    where = device()
+    if where.type == "cpu":
+        return rows
+    names = ("tokens", "targets", "weights", "positions", "borders")
+    return replace(rows, **{name: getattr(rows, name).to(where, non_blocking=True) for name in names})
+
+
+def fill_from_model(engine: Engine, folder: Path, shape: Architecture, here: Place) -> None:
+    """Masters from the safetensors of a Hugging Face folder, in FP32, whatever dtype they have there; moments from zero."""
+    with HFWeights(folder) as weights, torch.no_grad():
+        for fragment in owned(engine):
+            part = whole_to_native(fragment.name, weights.read, shape, here.tensor, here.layout.tensor)
+            flat = part.reshape(-1)[fragment.start : fragment.start + fragment.numel]
+            fragment.tensors[MASTER].copy_(flat)
+        engine.reset_moments()
+        if hasattr(engine.optimizer, "update_lp_params"):  # ZeRO: masters -> weights, gathered over data ranks
+            engine.optimizer.update_lp_params()
+
+
+def first_new_row(base: Path, shape: Architecture) -> int:
+    """The first vocabulary row that `ziya-train init` has added; without its init.json all rows are old."""
+    path = base / "init.json"
+    return int(read_json(path)["vocabulary"]["before"]) if path.is_file() else shape.vocab_used
+
+
+class Trainer:
+    """All that a rank holds while stage `number` runs."""
+
+    def __init__(self, config: TrainConfig, number: int, layout: Layout, watching: Watch) -> None:
+        self.config, self.stage, self.watching = config, config.stage(number), watching
+        self.run, self.base = Path(config.run).absolute(), Path(config.model.base)
+        self.rank = dist.get_rank()
+        self.shape, self.place = read_architecture(self.base), place(layout)
+        self.dataset = open_dataset(
+            config,
+            config.seed,
+            number,
+            cache=self.run / "index",
+            eos_id=eos_of(self.base),
+            vocab_size=self.shape.vocab_used,
+        )
+        numerics = Numerics(
+            bf16=config.model.precision == "bf16",
+            kernel=config.model.kernel,
+            recompute=config.model.recompute,
+            loss_chunk=config.model.loss_chunk,
+            z_loss=config.optimizer.z_loss,
+        )
+        chunks = [chunk.to(device()) for chunk in build(self.shape, layout, numerics)]
+        self.engine = Engine(chunks, layout, config.optimizer)
+        self.checkpoints = Checkpoints(self.run, self.engine, layout, self.place, config.checkpoint)
+        self.judge = Judge(config.stability)
+        self.metrics = Metrics(self.run)
+        self.flag = loop.StopFlag()
+        self.failed_saves = 0
+        self._told = self._ledger_written = time.monotonic()
+        self.ledger: Ledger
+        self.saved_step = -1
+        self._to_export: int | None = None
+        self._exporting: subprocess.Popen[bytes] | None = None
+
+    def log(self, text: str) -> None:
+        """One line, from rank 0."""
+        if self.rank == 0:
+            log(text)
+
+    def train(self) -> tuple[str, RunState]:
+        """Train until the budget is met or a stop is asked for; (how it ended, the last state)."""
+        start, state = self.begin(self.judge)
+        size, micro = self.place.layout.data, self.config.data.micro_batch_rows
+
+        def make(data_index: int) -> tuple[GlobalBatch, list[Packed]]:
+            batch = self.dataset.batch(data_index)
+            return batch, micro_batches(batch, self.place.data, size, micro, self.config.data)
+
+        with ReadAhead(make, self.config.data.workers) as ahead:
+            batches = Batches(ahead)
+            first = batches.read(state.data_index)[1]
+            checks.run(self.engine, self.shape, self.place, self.config, first, start, self.log)
+            new_rows = first_new_row(self.base, self.shape)
+            ended = loop.train_stage(
+                self.config, self.stage, self.engine, batches, state, self.judge, self._services(), new_rows=new_rows
+            )
+        self.exported()
+        return ended
+
+    def _services(self) -> loop.Services:
+        return loop.Services(
+            save=self.save,
+            restore=lambda judge, ranges: self.begin(judge, ranges)[1],
+            report=self.report,
+            book=self.book,
+            log=self.log,
+            validate=lambda state: None,  # telemetry.validation is measured by metrics.py
+            stop=self.stop,
+        )
+
+    def begin(self, judge: Judge, ranges: list[list[int]] | None = None) -> tuple[Start, RunState]:
+        """Fill model, moments, windows and books from where the stage stands on disk: at its start, and at a rollback, which
+        leaves out `ranges` of batches from there on."""
+        self.checkpoints.wait()
+        start = find_start(self.config, self.stage.number)
+        if start.kind == MODEL:
+            fill_from_model(self.engine, start.folder, self.shape, self.place)
+        else:
+            self.checkpoints.load(folder=start.folder)
+            if not start.moments(self.stage):
+                self.engine.reset_moments()
+        judge.load(start.windows or Judge(self.config.stability).state())
+        self.ledger = Ledger(self.dataset, start.ledger)
+        self.saved_step = start.state.step
+        start.state.leave_out_all(ranges or [])
+        if self.rank == 0:
+            self.metrics.rewind(start.state)
+            self.ledger.write(self.run / "ledger.json")
+        return start, start.state
+
+    def save(self, state: RunState, judge: Judge, final: bool) -> None:
+        """Write a checkpoint unless nothing was updated since the last one; `final` waits until it is whole.
+
+        One failed save is told and made up for by the next; a second in a row, or a final one, ends the run.
+        """
+        self._finish(final)
+        if state.step > self.saved_step:
+            self._skips(state)
+            every = self.config.checkpoint.export_every_tokens
+            if every is not None and state.tokens - state.exported_tokens >= every:
+                state.exported_tokens = state.tokens
+                self._to_export = state.step
+            extras = {"state": state.to_json(), "windows": judge.state(), "ledger": self.ledger.state()}
+            extras["config"] = self.config.model_dump(mode="json")
+            try:
+                self.checkpoints.save(state.step, extras, wait=final)
+                self.saved_step = state.step
+                if final or not self.config.checkpoint.background:
+                    self._finish(wait=True)
+                    self._export(state.step)
+            except SaveError as error:
+                self._failed(error, final)
+        if self.rank == 0:
+            self.ledger.write(self.run / "ledger.json")
+
+    def _finish(self, wait: bool) -> None:
+        """See to the save under way."""
+        try:
+            step = self.checkpoints.wait() if wait else self.checkpoints.poll()
+            if step is not None:
+                self.failed_saves = 0
+                self._export(step)
+        except SaveError as error:
+            self._failed(error, final=False)
+
+    def _export(self, step: int) -> None:
+        """Start the export that is due with a checkpoint, in a process of its own; its failure is told, no more."""
+        if self.rank != 0 or step != self._to_export:
+            return
+        self._to_export = None
+        self.exported()
+        command = [sys.executable, "-m", "training.cli", "export", str(self.run), "--step", str(step)]
+        self._exporting = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+        )
+
+    def exported(self) -> None:
+        """Wait for the export under way."""
+        if self._exporting is not None and self._exporting.wait():
+            log(f"warning: an export failed; see {self.run / 'logs' / 'rank-0.log'}")
+        self._exporting = None
+
+    def _failed(self, error: SaveError, final: bool) -> None:
+        self.failed_saves += 1
+        if final or self.failed_saves > 1:
+            raise error
+        self.log(f"warning: {error}; training goes on, the next checkpoint is due as set")
+
+    def stop(self) -> bool:
+        """Whether any rank was asked to stop, alike on all of them; sees to a save under way."""
+        self._finish(wait=False)
+        self.flag.asked = self.flag.asked or self.watching.asked
+        return self.flag.agreed()
+
+    def _skips(self, state: RunState) -> None:
+        """Enter ranges that are left out (first to last) into the books (first to before last)."""
+        for first, last in state.skipped:
+            begin = max(first, self.ledger.stage.data_index)
+            if begin <= last:
+                self.ledger.skip(begin, last + 1)
+
+    def book(self, state: RunState, batch: GlobalBatch) -> None:
+        """Count a batch that the model was updated with."""
+        self._skips(state)
+        self.ledger.book(batch)
+        if self.rank == 0 and time.monotonic() - self._ledger_written > LEDGER_S:
+            self.ledger.write(self.run / "ledger.json")
+            self._ledger_written = time.monotonic()
+
+    def report(
+        self,
+        state: RunState,
+        batch: GlobalBatch,
+        rows: list[Packed],
+        result: StepResult,
+        rate: float,
+        seconds: float,
+        waited: float,
+    ) -> None:
+        """One line of metrics.jsonl, and now and then one on the terminal. A skipped batch's line names its documents."""
+        if self.rank != 0:
+            return
+        line: dict[str, Any] = {
+            "step": state.step,
+            "stage": state.stage,
+            "tokens": state.tokens,
+            "data_index": state.data_index,
+            "loss": result.loss,
+            "grad_norm": result.norm,
+            "lr": rate,
+            "tokens_per_s": batch.token_count / max(seconds, 1e-9),
+            "skipped": bool(result.reason),
+        }
+        if result.reason:
+            line |= {"reason": result.reason, "documents": self.dataset.document_ids(batch)}
+        self.metrics.write(line)
+        if time.monotonic() - self._told > TELL_S:
+            self._told = time.monotonic()
+            share = 100.0 * state.stage_tokens / self.stage.tokens
+            log(
+                f"step {state.step}: loss {result.loss:.4f}, gradient norm {result.norm:.3g}, {line['tokens_per_s']:,.0f} "
+                f"tokens/s, {share:.1f} % of stage {state.stage}"
+            )
