@@ -50,6 +50,11 @@ def sound_crawl(folder: Path, members: int) -> list[Path]:
     return paths
 
 
+def pieces(out: Path) -> int:
+    """How many pieces of work a run has recorded."""
+    return sum(len(names) for _, _, names in os.walk(out / "work" / "done"))
+
+
 def assert_accounts(out: Path, expected: dict[str, dict[str, Any]]) -> None:
     """Every file of the run: the documents and the damaged ranges that were planted, nothing more, nothing less."""
     documents: dict[str, int] = {}
@@ -113,10 +118,8 @@ def test_kills_at_random_moments_change_no_byte(seed: int, tmp_path: Path) -> No
         tokenizer={"path": str(MODELS / "tokenizer.model")},
         packing={"sequence_length": 512},
     )
-    started = time.monotonic()
     ziya_data("run", config, "--output", tmp_path / "calm", "--workers", 2)
-    whole = time.monotonic() - started
-    wanted = digests(tmp_path / "calm")
+    wanted, whole = digests(tmp_path / "calm"), pieces(tmp_path / "calm")
     for workers in (1, 2, 3):
         out, kills = tmp_path / f"killed-{workers}", 0
         command = [sys.executable, "-m", "data_factory.cli", "run", str(config), "--output", str(out)]
@@ -126,9 +129,12 @@ def test_kills_at_random_moments_change_no_byte(seed: int, tmp_path: Path) -> No
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
-            try:
-                process.wait(rng.uniform(0.2, 0.8) * whole)
-            except subprocess.TimeoutExpired:
+            done = pieces(out)
+            goal = done + rng.uniform(0, 0.5) * (whole - done)  # by work, not by time: other load does not matter
+            while process.poll() is None and pieces(out) < goal:
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 0.3))
+            if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 kills += 1
             process.wait()

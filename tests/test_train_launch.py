@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -213,3 +214,50 @@ def test_metrics_are_what_lies_behind_the_state(tmp_path: Path) -> None:
     metrics.rewind(RunState(stage=2, data_index=1, skipped=[[1, 1]]))
     kept = [json.loads(text) for text in metrics.path.read_text().splitlines()]
     assert [(line["stage"], line["data_index"]) for line in kept] == [(1, 0), (1, 9), (2, 0), (2, 1)]
+
+
+HANGING = """
+import sys, time
+from pathlib import Path
+from training import watch
+run, rank = Path(sys.argv[1]), int(sys.argv[2])
+watch.GRACE_S = 1.0
+one = watch.Watch(run, rank, watch.read(run / "launch" / "launch.json"), print)
+print("ready", flush=True)
+while not one.asked:  # as in a collective that another rank does not join
+    time.sleep(0.05)
+print("asked", flush=True)
+"""
+
+
+@pytest.mark.parametrize("event", ["abort", "error", "killed", "stop", "gone"])
+def test_a_rank_that_hangs_hears_of_it(tmp_path: Path, event: str) -> None:
+    launcher = subprocess.Popen(["sleep", "60"])
+    entry = watch.me() | {"pid": launcher.pid, "created": watch.created(launcher.pid)}
+    for folder in ("launch", "errors", "logs"):
+        (tmp_path / folder).mkdir()
+    watch.put(tmp_path / "launch" / "launch.json", entry)
+    environment = {**os.environ, "LOCAL_RANK": "1", "LOCAL_SIZE": "2", "PYTHONPATH": str(train_runs.ROOT)}
+    command = [sys.executable, "-c", HANGING, str(tmp_path), "1"]
+    rank = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert rank.stdout is not None and rank.stdout.readline() == "ready\n"
+    try:
+        if event in ("abort", "stop"):
+            (tmp_path / "launch" / event).touch()
+        elif event == "error":
+            watch.write_error(tmp_path, 0, ValueError("a bug"))
+        elif event == "killed":  # a sibling that has gone without a word
+            watch.put(tmp_path / "launch" / "rank-0.json", entry | {"created": 1.0})
+        else:
+            launcher.kill()
+            launcher.wait()
+        said, _ = rank.communicate(timeout=10)
+    finally:
+        launcher.kill()
+        launcher.wait()
+        rank.kill()
+    if event in ("stop", "gone"):
+        assert (rank.returncode, said) == (0, "asked\n")
+    else:
+        assert rank.returncode == 1 and "left" in watch.ranks(tmp_path)[1]
+        assert set(watch.errors(tmp_path)) == (set() if event == "abort" else {0})

@@ -56,7 +56,7 @@ def test_parts_are_joined_behind_each_other(tmp_path: Path) -> None:
     loaded = Differences.load(tmp_path / "x.npz")
     assert loaded.row.tolist() == [0, 0, 2, 2]
     assert [chr(point) for point in loaded.point] == ["龍", "龙"] * 2 and loaded.delta.tolist() == [1, -1, 1, -1]
-    assert (loaded.row.dtype, loaded.point.dtype, loaded.delta.dtype) == (np.int32, np.uint32, np.int32)
+    assert [loaded.row.dtype, loaded.point.dtype, loaded.delta.dtype] == [np.dtype(name) for name in ("i4", "u4", "i4")]
 
 
 def test_nothing_to_tell() -> None:

@@ -140,6 +140,7 @@ def _difference(ours: torch.Tensor, rows: Packed, shape: Architecture, start: St
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     model = AutoModelForCausalLM.from_pretrained(start.folder, dtype=torch.float32)
     with torch.no_grad():
         theirs = model(rows.tokens[None].cpu()).logits[0, :, : shape.vocab_used].float()

@@ -40,7 +40,7 @@ class ParallelSettings(Settings):
     sequence: bool = free(False, "sequence parallelism inside the tensor group")
     pipeline: int = free(1, "pipeline-parallel size", ge=1)
     chunks: int = free(1, "model pieces per pipeline stage; above 1 the schedule is interleaved", ge=1)
-    zero: Literal[0, 1, 2, 3] = free(1, "ZeRO stage; 2 and 3 need tensor = pipeline = 1")
+    zero: Literal[0, 1, 2, 3] = free(1, "ZeRO stage: 1, or 0 in FP32 without pipeline; 2 and 3 are refused, with the reason")
 
 
 class LaunchSettings(Settings):
@@ -117,7 +117,7 @@ class StageSettings(Settings):
     number: int = required("1, 2 or 3", phase="measuring", ge=1)
     tokens: float = required("budget in non-padding tokens, replay included", gt=0)
     weights: dict[str, float] = required(
-        "own sources -> share of the tokens; names of sources, or `language:NAME` and `tier:NAME` as groups (see README)"
+        "own sources -> share of the tokens; names of sources, or `language:NAME` and `tier:NAME` as groups (training/mixture.py)"
     )
     replay: list[ReplaySettings] = fixed([], "earlier stages drawn again, in a seeded permutation of their own")
     optimizer: Literal["carry", "restart"] = fixed(

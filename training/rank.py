@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -81,6 +82,8 @@ def _quiet(run: Path, number: int) -> None:
         sys.stderr = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace", buffering=1)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    logging.basicConfig(stream=open(2, "w", encoding="utf-8", closefd=False), level=logging.WARNING)  # noqa: SIM115 - for good
+    logging.captureWarnings(True)
 
 
 def _no_compiling() -> None:
@@ -95,11 +98,6 @@ def _no_compiling() -> None:
 
 def _run(config: TrainConfig, stage: int, accepted: list[str], *, bare: bool, watching: watch.Watch) -> str:
     """How the stage ended; `accepted`: of a bare launch, whose checks are made here."""
-    import logging
-    import warnings
-
-    warnings.simplefilter("ignore")  # of imports; nothing of ours warns that way
-    logging.disable(logging.WARNING)
     import torch
     import torch.distributed as dist
 
