@@ -34,8 +34,7 @@ from data_factory.sources import read_unit
 from data_factory.sources.record import Damage, Record
 from data_factory.units import Unit
 from data_factory.urls import UrlLists
-from data_factory.vocab_counts import count_characters
-from ziya.files import atomic_path
+from data_factory.vocab_counts import Differences
 from ziya.progress import done
 
 _HAN = re.compile("[\u3400-\u9fff]")
@@ -191,13 +190,12 @@ def measure_unit(job: MeasureJob) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Measured:
-    """One measured batch: rows to write and what the unit keeps of it (documents with T1, line keys, character counts)."""
+    """One measured batch: rows to write and what the unit keeps of it (documents with T1, line keys, converted characters)."""
 
     tables: list[tuple[str, pa.Table]]
     documents: int
     lines: Any
-    points: Any
-    counts: Any
+    converted: Differences
 
 
 class UnitMeasurer:
@@ -210,7 +208,7 @@ class UnitMeasurer:
         self.counts: Counter[str] = Counter()
         self.document_rows = 0
         self.lines: list[Any] = []
-        self.characters: Counter[int] = Counter()
+        self.converted: list[Differences] = []
 
     def batches(self, first: int, last: int | None) -> Iterator[tuple[str, pa.Table]]:
         """Yield ("documents" | "measurements" | "quarantine", rows) for records first..last of the unit."""
@@ -281,9 +279,9 @@ class UnitMeasurer:
 
     def _commit(self, measured: Measured) -> list[tuple[str, pa.Table]]:
         """Take over the side products of a batch that was measured to its end; returns its tables."""
+        self.converted.append(measured.converted.moved(self.document_rows))
         self.document_rows += measured.documents
         self.lines.append(measured.lines)
-        self.characters.update(dict(zip(measured.points.tolist(), measured.counts.tolist(), strict=True)))
         return measured.tables
 
     @staticmethod
@@ -354,13 +352,16 @@ class UnitMeasurer:
         if len(alive) < n:
             batch, protected = take(batch, protected, alive)
         codes = language.language_codes([langs[i] for i in alive])
-        points, counts = count_characters(batch)
-        clock.lap("characters", int(batch.offsets[-1]))
+        traditional = batch
         if config.normalize.to_simplified and "normalize" in self.source.steps:
             batch, protected = normalize.simplify(batch, protected, codes == 1)
+        converted = [Differences.between(traditional, batch)]
         clock.lap("simplify", int(batch.offsets[-1]))
         if any(prompts):
-            batch, protected, prompt_bytes = self._join_prompts(batch, protected, [prompts[i] for i in alive], codes)
+            batch, protected, prompt_bytes, of_prompts = self._join_prompts(
+                batch, protected, [prompts[i] for i in alive], codes
+            )
+            converted.append(of_prompts)
         bytes_seen = int(batch.offsets[-1])
         features: dict[str, Any] = dict(statistics.measure(batch, codes, protected))
         clock.lap("statistics", bytes_seen)
@@ -407,7 +408,7 @@ class UnitMeasurer:
             )
         )
         clock.lap("tables", size)
-        return Measured(tables, len(alive), lines, points, counts)
+        return Measured(tables, len(alive), lines, Differences.joined(converted))
 
     def _identify(self, batch: TextBatch, prompts: list[str]) -> tuple[list[str], Any]:
         """Language of each document; of prompt and answer together where there is a prompt."""
@@ -425,9 +426,10 @@ class UnitMeasurer:
 
     def _join_prompts(
         self, batch: TextBatch, protected: Spans, prompts: list[str], codes: np.ndarray[Any, Any]
-    ) -> tuple[TextBatch, Spans, Any]:
+    ) -> tuple[TextBatch, Spans, Any, Differences]:
         """Supervised documents: normalise the prompts too, then join prompt and answer by the template."""
         asked, asked_spans = self._normalise(prompts, [])
+        traditional = asked
         if self.config.normalize.to_simplified and "normalize" in self.source.steps:
             asked, asked_spans = normalize.simplify(asked, asked_spans, codes == 1)
         joined, ends, spans = [], [], []
@@ -449,6 +451,7 @@ class UnitMeasurer:
             TextBatch.from_strings(joined),
             Spans.plain(columns[:, 0], columns[:, 1], columns[:, 2]),
             np.array(ends, np.int32),
+            Differences.between(traditional, asked),
         )
 
     def write_lines(self, path: Path) -> None:
@@ -456,11 +459,8 @@ class UnitMeasurer:
         dedup_lines.UnitLines.write_rows(path, self.lines)
 
     def write_characters(self, path: Path) -> None:
-        """Write how often each code point stood in documents past DP, before Traditional -> Simplified."""
-        points = np.array(sorted(self.characters), np.uint32)
-        counts = np.array([self.characters[int(point)] for point in points], np.int64)
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, points=points, counts=counts)
+        """Write what Traditional -> Simplified took out of each document."""
+        Differences.joined(self.converted).write(path)
 
 
 def spread(values: Any, rows: Any, n: int, default: float) -> Any:

@@ -78,14 +78,6 @@ def add_characters(batch: TextBatch, chosen: npt.NDArray[np.bool_], counts: I64)
     _count(batch.data, batch.offsets, chosen, counts)
 
 
-def count_characters(batch: TextBatch) -> tuple[npt.NDArray[np.uint32], I64]:
-    """(code points uint32 [m] ascending, counts int64 [m]) of a whole batch."""
-    counts = np.zeros(CODE_POINTS, np.int64)
-    add_characters(batch, np.ones(len(batch), np.bool_), counts)
-    points = np.flatnonzero(counts)
-    return points.astype(np.uint32), counts[points]
-
-
 @numba.njit(cache=True)
 def _count(data, offsets, chosen, counts):  # type: ignore[no-untyped-def]
     for doc in range(len(offsets) - 1):

@@ -1,4 +1,4 @@
-"""`ziya-train`: a stage of training, and init, export, plan, plot."""
+"""`ziya-train`: a stage of training, and init, export."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ from ziya.config import MEASURING, phase, walk
 from ziya.errors import UserError, run_main
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
-_POWER = re.compile(r"(?<==)([+-]?\d+)(\.\d*)?[eE]([+-]?)(\d+)$")  # YAML 1.1 takes 1e9 and 1.5e9 for texts
 COMMANDS = {
     "init": "extend a base model's vocabulary: tokenizer, embedding and head",
     "export": "write a checkpoint as a Hugging Face folder",
-    "plan": "memory, time and best layouts of a config on given GPUs",
-    "plot": "draw loss and forgetting over tokens, one run or two overlaid",
 }
 _MISSING = "ziya-train {}: this installation lacks {} (pip install 'ziya[train]')"
 
@@ -39,7 +36,7 @@ def _run_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ziya-train",
         usage="ziya-train --stage K --config CONFIG [--processes N] [--accept-change NAME ...] [key=value ...]\n"
-        "       ziya-train {init,export,plan,plot} --help",
+        "       ziya-train {init,export} --help",
         description="Train one stage; the same command goes on where the run stands. SIGTERM, SIGUSR1 or Ctrl-C: the running "
         "step ends, the run\nis saved, and the exit code is 128 + the signal's number (143, 138, 130); a second one ends at once. "
         "Exit codes: 0 stage\nfinished, 1 a rank failed, 2 bad input.\n\nother commands:\n" + commands,
@@ -80,7 +77,6 @@ def _train(given: Sequence[str]) -> int:
         f"stages.{args.stage - 1}.{item}" if item.startswith("init_from=") else item
         for item in _in_order(given, overrides)
     ]
-    overrides = [_POWER.sub(lambda m: f"{m[1]}{m[2] or '.0'}e{m[3] or '+'}{m[4]}", item) for item in overrides]
     if args.processes is not None:
         overrides.append(f"launch.processes={args.processes}")
     from training.config import load_config

@@ -23,6 +23,16 @@ class _Torch:
         return torch.zeros(*size, device=None if device == "cuda" else device, **options)
 
 
+def no_compiling() -> None:
+    """Keep DeepSpeed from compiling its shared-memory reduction for CPUs at the first start (70 s); gloo reduces there.
+
+    The dictionary is where DeepSpeed looks up which of its operators fit this machine; it fills it on first use.
+    """
+    import deepspeed.ops
+
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})
+
+
 def prepare() -> None:
     """Make megatron-core's parallel layers and schedules run without CUDA. Does nothing where there is a GPU.
 
@@ -31,6 +41,7 @@ def prepare() -> None:
     """
     if torch.cuda.is_available():
         return
+    no_compiling()
     from megatron.core.pipeline_parallel import schedules
 
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]

@@ -86,16 +86,6 @@ def _quiet(run: Path, number: int) -> None:
     logging.captureWarnings(True)
 
 
-def _no_compiling() -> None:
-    """Keep DeepSpeed from compiling its shared-memory reduction for CPUs at the first start (70 s); gloo reduces there.
-
-    The dictionary is where DeepSpeed looks up which of its operators fit this machine; it fills it on first use.
-    """
-    import deepspeed.ops
-
-    vars(deepspeed.ops).setdefault("__compatible_ops__", {})
-
-
 def _run(config: TrainConfig, stage: int, accepted: list[str], *, bare: bool, watching: watch.Watch) -> str:
     """How the stage ended; `accepted`: of a bare launch, whose checks are made here."""
     import torch
@@ -109,7 +99,7 @@ def _run(config: TrainConfig, stage: int, accepted: list[str], *, bare: bool, wa
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     device.prepare()
-    _no_compiling()
+    device.no_compiling()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=config.launch.timeout_s))
     holding = contextlib.ExitStack()  # rank 0's share of RUN/lock, until the process ends

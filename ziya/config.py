@@ -7,6 +7,7 @@ carry its help text and say whether changing it needs the input again (measuring
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -67,10 +68,23 @@ def required(text: str, *, phase: str = MEASURING, is_file: bool = False, **cons
     return Field(description=text, json_schema_extra={"phase": phase, "file": is_file}, **constraints)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, but 1e9 and 6.5e11 are numbers, as YAML 1.2 and people have them, not texts."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping; errors name the file and line."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = _yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"config {path} does not exist: give the path of a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -92,7 +106,7 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
         if not equals or not key.strip():
             raise UserError(f"override {override!r} is not of the form key=value, for example rules.min_chars=100")
         try:
-            value = yaml.safe_load(text)
+            value = _yaml(text)
         except yaml.YAMLError as error:
             raise UserError(f"override {override!r}: the value is not valid YAML") from error
         _set(result, key.strip().split("."), value, override)

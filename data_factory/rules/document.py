@@ -2,7 +2,7 @@
 
 Presets. `gopher`, `c4`, `fineweb` and `refinedweb` carry the published numbers for English. Their word-based numbers
 mean nothing for Chinese, so these presets judge Chinese by script-neutral rules only; `fineweb` has FineWeb-2's
-numbers for Chinese, which were made for words as the jieba segmenter cuts them and are stricter on our units.
+numbers for Chinese, which were made for words as the jieba segmenter cuts them and are looser on our units.
 `ziya2`, the default, starts from the published numbers and moves those that drop clean text; `recalibrated` names the
 languages where the number is ours. `README.md` tells how.
 """
