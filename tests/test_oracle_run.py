@@ -84,10 +84,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     records = make_pages(3, 150)
     write_warc(folder / "web" / "a.warc.gz", records[:90])
     write_warc(folder / "web" / "b.warc.gz", records[90:])
-    write_lines(
-        folder / "reference.jsonl",
-        [{"text": prose(30_000 + n, "zh" if n % 3 == 0 else "en", 4 + n % 18), "url": f"http://ref.example/{n}"} for n in range(12)],
-    )
+    reference = [
+        {"text": prose(30_000 + n, "zh" if n % 3 == 0 else "en", 4 + n % 18), "url": f"http://ref.example/{n}"}
+        for n in range(12)
+    ]
+    twins = [  # unranked, so that some pair meets in deduplication whatever the models say
+        {"text": entry["text"].replace(",", " -").replace("，", "、"), "url": entry["url"] + "/again"}
+        for entry in reference[6:]
+    ]
+    write_lines(folder / "reference.jsonl", reference + twins)
     prompts = [
         f"Who keeps the museum of valley {n}? Ask root{n}@example.org." if n % 2 else f"第{n}座桥谁修的？请问13912345{n:03d}。"
         for n in range(10)
