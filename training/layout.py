@@ -33,7 +33,7 @@ class Layout:
         return f"{text}{f'x{self.chunks}' if self.chunks > 1 else ''} DP{self.data} ZeRO-{self.zero}"
 
 
-def check_layout(layout: Layout, shape: Architecture, *, length: int, microbatches: int, bf16: bool) -> None:
+def check_layout(layout: Layout, shape: Architecture, *, length: int, microbatches: int) -> None:
     """Refuse what is not exact or not possible, with the reason. Raises UserError naming every problem at once.
 
     `length`: tokens of one micro-batch (rows flattened); `microbatches`: per optimizer step and data-parallel rank.
@@ -78,10 +78,10 @@ def check_layout(layout: Layout, shape: Architecture, *, length: int, microbatch
             f"parallel.zero {layout.zero} partitions gradients in DeepSpeed's own backward pass, which megatron-core's schedules do "
             f"not call: use parallel.zero=1"
         )
-    if layout.zero == 0 and (layout.pipeline > 1 or bf16):
+    if layout.zero == 0:
         problems.append(
-            "parallel.zero 0 clips by a norm of its own per pipeline stage and cannot accumulate BF16 gradients in FP32: it is "
-            "exact in FP32 at parallel.pipeline=1 only; use parallel.zero=1"
+            "parallel.zero 0 clips by a norm of its own per pipeline stage, cannot accumulate BF16 gradients in FP32 and reports "
+            "no norm to judge a step by: use parallel.zero=1"
         )
     if problems:
         raise UserError("; ".join(problems))

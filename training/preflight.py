@@ -90,7 +90,6 @@ def _layout(config: TrainConfig, shape: Architecture, world: int) -> Layout:
         shape,
         length=data.micro_batch_rows * data.sequence_length,
         microbatches=rows // (parallel * data.micro_batch_rows),
-        bf16=config.model.precision == "bf16",
     )
     dealt(rows, 0, layout.data, data.micro_batch_rows)
     return layout
