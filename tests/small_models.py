@@ -65,16 +65,12 @@ def batch(step: int, shape: Architecture, rows: int = 4) -> list[Packed]:
 
 def engine(shape: Architecture, layout: Layout, *, bf16: bool, seed: int = 0) -> tuple[Any, Any]:
     """(Engine, Place) of this process, weights filled; groups of `layout` must have been started."""
-    from deepspeed.runtime import bf16_optimizer
-
     from training import weights
     from training.config import OptimizerSettings
     from training.engine import Engine
     from training.layout import place
     from training.model import Numerics, build
 
-    # Collects all garbage and prints four lines, nine times an optimizer: 3 s of this suite's time each.
-    bf16_optimizer.see_memory_usage = lambda *arguments, **options: None
     here = place(layout)
     chunks = build(shape, layout, Numerics(bf16=bf16, kernel="plain", loss_chunk=8))
     whole = whole_weights(shape, seed)
@@ -93,11 +89,29 @@ def train(made: Any, here: Any, shape: Architecture, steps: range, judge: Any = 
     return found
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def join(rank: int, world: int, port: int) -> None:
+    """Make this process rank `rank` of a gloo world on this machine."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), DS_ACCELERATOR="cpu")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    from training import device
+    from training.layout import start_distributed
+
+    device.prepare()
+    start_distributed("gloo")
+
+
 def run_world(work: Callable[..., Any], world: int, folder: Path, *arguments: Any) -> list[Any]:
     """`work(rank, *arguments)` in `world` spawned processes joined by gloo; what each returned, by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = torch.multiprocessing.get_context("spawn")
     processes = [
         context.Process(target=_process, args=(work, rank, world, port, folder, arguments)) for rank in range(world)
@@ -123,17 +137,8 @@ def run_world(work: Callable[..., Any], world: int, folder: Path, *arguments: An
 def _process(
     work: Callable[..., Any], rank: int, world: int, port: int, folder: Path, arguments: tuple[Any, ...]
 ) -> None:
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), DS_ACCELERATOR="cpu")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
     try:
-        from training import device
-        from training.layout import start_distributed
-
-        device.prepare()
-        start_distributed("gloo")
+        join(rank, world, port)
         torch.save(work(rank, *arguments), folder / f"result-{rank}.pt")
         torch.distributed.destroy_process_group()
     except BaseException:

@@ -211,7 +211,7 @@ def test_metrics_are_what_lies_behind_the_state(tmp_path: Path) -> None:
         metrics.write({"step": index, "stage": stage, "data_index": index, "skipped": skipped})
     with metrics.path.open("a") as file:
         file.write('{"step": 4, "stage"')  # cut short by a kill
-    metrics.rewind(RunState(stage=2, data_index=1, skipped=[[1, 1]]))
+    metrics.rewind(RunState(stage=2, data_index=1, skipped=[[1, 2]]))
     kept = [json.loads(text) for text in metrics.path.read_text().splitlines()]
     assert [(line["stage"], line["data_index"]) for line in kept] == [(1, 0), (1, 9), (2, 0), (2, 1)]
 

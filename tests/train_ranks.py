@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
 import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import small_models
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -18,29 +15,8 @@ import torch.multiprocessing as mp
 Job = Callable[..., Any]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _serve(rank: int, world: int, port: int, inbox: Any, outbox: Any) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(world),
-        LOCAL_RANK=str(rank),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        DS_ACCELERATOR="cpu",
-    )
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
-    from training import device
-    from training.layout import start_distributed
-
-    device.prepare()
-    start_distributed("gloo")
+    small_models.join(rank, world, port)
     while (work := inbox.get()) is not None:
         job, arguments = work
         try:
@@ -58,7 +34,7 @@ class Ranks:
         context = mp.get_context("spawn")
         self.world, self.outbox = world, context.Queue()
         self.inboxes = [context.Queue() for _ in range(world)]
-        port = _free_port()
+        port = small_models.free_port()
         self.processes = [
             context.Process(target=_serve, args=(rank, world, port, self.inboxes[rank], self.outbox), daemon=True)
             for rank in range(world)

@@ -109,14 +109,14 @@ class ScheduleSettings(Settings):
 class ReplaySettings(Settings):
     """Rows of an earlier stage, as a multiple of this stage's own non-padding tokens."""
 
-    stage: int = required("the earlier stage", phase="measuring", ge=1)
+    stage: int = required("the earlier stage", ge=1)
     ratio: float = fixed(1.0, "tokens of it per token of this stage's own", gt=0)
 
 
 class StageSettings(Settings):
     """One stage as data."""
 
-    number: int = required("1, 2 or 3", phase="measuring", ge=1)
+    number: int = required("1, 2 or 3", ge=1)
     tokens: float = required("budget in non-padding tokens, replay included", gt=0)
     weights: dict[str, float] = required(
         "own sources -> share of the tokens; names of sources, or `language:NAME` and `tier:NAME` as groups (training/mixture.py)"

@@ -23,7 +23,7 @@ class _Torch:
         return torch.zeros(*size, device=None if device == "cuda" else device, **options)
 
 
-def no_compiling() -> None:
+def _no_compiling() -> None:
     """Keep DeepSpeed from compiling its shared-memory reduction for CPUs at the first start (70 s); gloo reduces there.
 
     The dictionary is where DeepSpeed looks up which of its operators fit this machine; it fills it on first use.
@@ -34,14 +34,15 @@ def no_compiling() -> None:
 
 
 def prepare() -> None:
-    """Make megatron-core's parallel layers and schedules run without CUDA. Does nothing where there is a GPU.
+    """Call it before models and engines are made: DeepSpeed compiles nothing at start, and where there is no GPU
+    megatron-core's parallel layers and schedules run on the CPU.
 
     `torch.cuda.current_device()` is what megatron-core gives as `device=` of its buffers; without CUDA it only raises,
     so answering with the CPU takes nothing from anybody.
     """
+    _no_compiling()
     if torch.cuda.is_available():
         return
-    no_compiling()
     from megatron.core.pipeline_parallel import schedules
 
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]

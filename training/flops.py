@@ -20,13 +20,9 @@ def of_pairs(shape: Architecture, pairs: float) -> float:
     return 12.0 * shape.layers * shape.heads * shape.head_dim * pairs
 
 
-def causal_pairs(lengths: list[int]) -> float:
-    """Pairs of a packed row whose documents have these lengths: n(n+1)/2 each, written as half the square, as papers do."""
-    return sum(0.5 * length * length for length in lengths)
-
-
 def of_rows(shape: Architecture, tokens: float, squares: float) -> float:
-    """FLOPs of one optimizer step: `tokens` of all rows, `squares` the sum of squared document lengths."""
+    """FLOPs of one optimizer step: `tokens` of all rows, `squares` the sum of squared document lengths (a document of n
+    tokens has n(n+1)/2 pairs; papers write half the square)."""
     return per_token(shape) * tokens + of_pairs(shape, 0.5 * squares)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from training.config import StageSettings, TrainConfig
-from training.engine import Engine, StepResult
+from training.engine import Engine
 from training.rows import Packed
 from training.schedule import rate
 from training.stability import Judge
@@ -133,9 +133,9 @@ def _after_skip(
     """Leave the batch out and go on with the next, or go back to the last checkpoint and leave all bad batches out."""
     bad = state.data_index
     if not judge.skip(bad):
-        state.leave_out(bad, bad)
+        state.leave_out([[bad, bad + 1]])
         return state, policy
-    ranges, rollbacks = [*state.skipped, [bad, bad]], state.rollbacks + 1
+    ranges, rollbacks = [*state.skipped, [bad, bad + 1]], state.rollbacks + 1
     if rollbacks > config.stability.rollbacks:
         raise UserError(
             f"{len(judge.bad)} steps in a row were refused (batches {judge.bad[0]} to {bad}) after {rollbacks - 1} rollbacks; "
@@ -180,5 +180,3 @@ class StopFlag:
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag.item())
 
-
-__all__ = ["FINISHED", "STOPPED", "Judge", "Services", "StepResult", "StopFlag", "train_stage"]

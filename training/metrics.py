@@ -19,7 +19,7 @@ def keeps(line: dict[str, Any], state: RunState) -> bool:
         return bool(line["stage"] < state.stage)
     if line["data_index"] < state.data_index:
         return True
-    return bool(line["skipped"]) and any(first <= line["data_index"] <= last for first, last in state.skipped)
+    return bool(line["skipped"]) and any(first <= line["data_index"] < end for first, end in state.skipped)
 
 
 class Metrics:

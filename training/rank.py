@@ -99,7 +99,6 @@ def _run(config: TrainConfig, stage: int, accepted: list[str], *, bare: bool, wa
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     device.prepare()
-    device.no_compiling()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=config.launch.timeout_s))
     holding = contextlib.ExitStack()  # rank 0's share of RUN/lock, until the process ends

@@ -9,7 +9,7 @@ from typing import Any
 @dataclass
 class RunState:
     """`step`: optimizer updates of the whole run; `data_index`: next global batch of the stage; `tokens`, `stage_tokens`:
-    consumed non-padding tokens; `skipped`: data indices of this stage left out for good, as [first, last] ranges;
+    consumed non-padding tokens; `skipped`: data indices of this stage left out for good, as sorted [first, end) ranges, like the ledger's;
     `frozen`: whether the embeddings-only phase is on."""
 
     stage: int = 1
@@ -35,20 +35,12 @@ class RunState:
         """The start of stage `number`: counters of the whole run go on, those of a stage begin anew."""
         return RunState(stage=number, step=self.step, tokens=self.tokens, exported_tokens=self.exported_tokens)
 
-    def leave_out(self, first: int, last: int) -> None:
-        """Skip the global batches first..last of this stage whenever they come up."""
-        self.skipped.append([first, last])
-
-    def leave_out_all(self, ranges: list[list[int]]) -> None:
-        """Skip these ranges as well."""
+    def leave_out(self, ranges: list[list[int]]) -> None:
+        """Skip these [first, end) ranges of global batches of this stage whenever they come up."""
         self.skipped = sorted([*self.skipped, *(pair for pair in ranges if pair not in self.skipped)])
 
     def settle(self) -> None:
         """Move `data_index` past every range that is left out."""
-        moved = True
-        while moved:
-            moved = False
-            for first, last in self.skipped:
-                if first <= self.data_index <= last:
-                    self.data_index = last + 1
-                    moved = True
+        for first, end in self.skipped:  # in order, so that one pass is enough
+            if first <= self.data_index < end:
+                self.data_index = end

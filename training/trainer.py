@@ -165,7 +165,7 @@ class Trainer:
         judge.load(start.windows or Judge(self.config.stability).state())
         self.ledger = Ledger(self.dataset, start.ledger)
         self.saved_step = start.state.step
-        start.state.leave_out_all(ranges or [])
+        start.state.leave_out(ranges or [])
         if self.rank == 0:
             self.metrics.rewind(start.state)
             self.ledger.write(self.run / "ledger.json")
@@ -236,11 +236,11 @@ class Trainer:
         return self.flag.agreed()
 
     def _skips(self, state: RunState) -> None:
-        """Enter ranges that are left out (first to last) into the books (first to before last)."""
-        for first, last in state.skipped:
+        """Enter ranges that are left out into the books."""
+        for first, end in state.skipped:
             begin = max(first, self.ledger.stage.data_index)
-            if begin <= last:
-                self.ledger.skip(begin, last + 1)
+            if begin < end:
+                self.ledger.skip(begin, end)
 
     def book(self, state: RunState, batch: GlobalBatch) -> None:
         """Count a batch that the model was updated with."""
