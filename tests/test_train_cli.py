@@ -77,7 +77,8 @@ def test_help_tells_every_command_and_setting_and_stays_light() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configs_are_read(path: Path) -> None:
-    assert [stage.number for stage in load_config(path).stages] == [1, 2, 3]
+    stages = [stage.number for stage in load_config(path).stages]
+    assert stages == ([1] if path.stem == "demo_base" else [1, 2, 3])
 
 
 def test_the_papers_values() -> None:
