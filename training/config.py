@@ -161,9 +161,11 @@ class CheckpointSettings(Settings):
 class TelemetrySettings(Settings):
     """What is told; failures here never stop training. metrics.jsonl is always written."""
 
-    validation: dict[str, str] = free({}, "name -> pack prefix of held-out rows")
+    validation: dict[str, str] = free(
+        {}, "name -> pack prefix of held-out rows; also measured with the starting model and at each stage's end"
+    )
     validate_every_steps: int = free(500, "steps between validations", ge=1)
-    validation_rows: int = free(64, "rows of each validation pack", ge=1)
+    validation_rows: int = free(64, "rows of each validation pack that are read, spread evenly over it", ge=1)
     tensorboard: bool = free(False, "TensorBoard events in RUN/tensorboard (package tensorboard)")
     wandb: str | None = free(None, "Weights & Biases project (package wandb); a resume goes on in the same run")
     peak_tflops: float | None = free(
