@@ -1,4 +1,4 @@
-"""`ziya-train`: a stage of training, and init, export."""
+"""`ziya-train`: a stage of training, and init, export, plan."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
 COMMANDS = {
     "init": "extend a base model's vocabulary: tokenizer, embedding and head",
     "export": "write a checkpoint as a Hugging Face folder",
+    "plan": "parameters, FLOPs, memory, time and the best layouts on given GPUs",
 }
 _MISSING = "ziya-train {}: this installation lacks {} (pip install 'ziya[train]')"
 
@@ -36,7 +37,7 @@ def _run_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ziya-train",
         usage="ziya-train --stage K --config CONFIG [--processes N] [--accept-change NAME ...] [key=value ...]\n"
-        "       ziya-train {init,export} --help",
+        "       ziya-train {init,export,plan} --help",
         description="Train one stage; the same command goes on where the run stands. SIGTERM, SIGUSR1 or Ctrl-C: the running "
         "step ends, the run\nis saved, and the exit code is 128 + the signal's number (143, 138, 130); a second one ends at once. "
         "Exit codes: 0 stage\nfinished, 1 a rank failed, 2 bad input.\n\nother commands:\n" + commands,

@@ -19,6 +19,9 @@ class ModelSettings(Settings):
     """What is trained."""
 
     base: str = required("Hugging Face folder to start from: what `ziya-train init` left, or a base model")
+    shape: str | None = free(
+        None, "config.json of base's shape, for `ziya-train plan` where base is not there yet (configs/models/)"
+    )
     kernel: Literal["auto", "flash", "torch", "plain"] = free(
         "auto",
         "attention kernel: flash-attn, torch's variable-length one, or SDPA per document; auto takes the best here",
