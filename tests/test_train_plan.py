@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import small_models
 import torch
-from train_ranks import Ranks, tiny
 from train_runs import CONFIG, ROOT
 
 from training import plan, plan_memory, plan_speed
@@ -20,13 +19,6 @@ from training.layout import Layout, check_layout
 from ziya.errors import UserError
 
 PAPER = ROOT / "configs" / "train" / "ziya2_13b.yaml"
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    world = Ranks(2)
-    yield world
-    world.close()
 
 
 def planned(capsys: Any, *given: str) -> tuple[int, str]:
@@ -140,31 +132,22 @@ def test_what_a_reduction_copies(groups: list[int], expected: int) -> None:
 
 # --- counted in real engines --------------------------------------------------------------------------------------------
 
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "DP2": {}, "TP2": {"tensor": 2}, "PP2": {"pipeline": 2}, "PP2x2": {"pipeline": 2, "chunks": 2},
+}  # fmt: skip
+SPLITS = {"alone": (1, False), "TP2": (2, False), "TP2+SP": (2, True)}
+RECOMPUTE = ("none", "attention", "layer")
+
 
 def storages(tensors: Any) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def counted(rank: int, settings: dict[str, Any], bf16: bool) -> dict[str, int]:
+def states(layout: Layout, bf16: bool) -> dict[str, int]:
     """Bytes of what a rank's engine holds after a step, by kind; each memory once."""
-    from test_train_parallel import batch, packed
-
-    from training import weights as cuts
-    from training.config import OptimizerSettings
-    from training.engine import Engine
-    from training.layout import place, start_groups, stop_groups
-    from training.model import Numerics, build
-
-    layout = Layout(world=2, **settings)
-    start_groups(layout)
-    here = place(layout)
-    _, shape, whole = tiny()
-    chunks = build(shape, layout, Numerics(bf16=bf16, kernel="plain"))
-    cuts.fill(chunks, whole.__getitem__, shape, here.tensor, layout.tensor)
-    engine = Engine(chunks, layout, OptimizerSettings())
-    tokens, weights = batch(0)
-    rows = [packed(tokens, weights, row) for row in range(here.data, 4, layout.data)]
-    engine.step(rows, float(weights.sum()), 1e-3)
+    shape = small_models.architecture()
+    engine, here = small_models.engine(shape, layout, bf16=bf16)
+    small_models.train(engine, here, shape, range(1))
     optimizer, state = engine.optimizer, engine.adam.state.values()
     found = {
         "weights": storages(engine.module.parameters()),
@@ -177,66 +160,78 @@ def counted(rank: int, settings: dict[str, Any], bf16: bool) -> dict[str, int]:
     else:
         found["masters"] = storages(optimizer.single_partition_of_fp32_groups)
     engine.deepspeed.destroy()
-    stop_groups()
     return found
 
 
-@pytest.mark.parametrize("bf16", [True, False])
-@pytest.mark.parametrize("settings", [{}, {"tensor": 2}, {"pipeline": 2}, {"pipeline": 2, "chunks": 2}])
-def test_states_are_those_of_a_real_engine(ranks: Ranks, settings: dict[str, Any], bf16: bool) -> None:
-    _, shape, _ = tiny()
-    layout = Layout(world=2, **settings)
-    model = ModelSettings(base="x", precision="bf16" if bf16 else "fp32")
-    for rank, found in enumerate(ranks.run(counted, settings, bf16)):
-        stage = rank if layout.pipeline == 2 else 0
-        expected = plan_memory.of_stage(shape, layout, model, stage=stage, tokens=32, microbatches=4).states
-        assert {name: expected[name] for name in found} == found
-
-
-def kept(rank: int, tensor: int, sequence: bool, bf16: bool, recompute: str) -> int:
-    """Bytes that autograd keeps for one layer of the model, weights and rotary tables not counted."""
-    from test_train_parallel import packed
-
+def kept(layout: Layout, recompute: str) -> int:
+    """Bytes that autograd keeps for one layer in BF16, weights and rotary tables not counted: two layers less one."""
     from training import weights as cuts
-    from training.layout import place, start_groups, stop_groups
+    from training.layout import place
     from training.model import Numerics, build
 
-    layout = Layout(world=2, tensor=tensor, sequence=sequence)
-    start_groups(layout)
-    rows = packed(torch.arange(33)[None] % 512, torch.ones(1, 32), 0)
-    whole = torch.zeros(1, dtype=torch.int32)
-    single = rows.__class__(
-        rows.tokens, rows.targets, rows.weights, torch.arange(32), torch.cat((whole, whole + 32)).int(), 32
-    )
+    rows = small_models.batch(0, small_models.architecture())[0]
+    assert len(rows.lengths) == 1
     found = []
     for layers in (1, 2):
-        _, shape, weights = tiny(layers=layers)
-        chunks = build(shape, layout, Numerics(bf16=bf16, kernel="plain", recompute=recompute))
-        cuts.fill(chunks, weights.__getitem__, shape, place(layout).tensor, tensor)
-        own = {weight.untyped_storage().data_ptr() for weight in chunks[0].parameters()}
+        shape = small_models.architecture(layers=layers)
+        (chunk,) = build(shape, layout, Numerics(bf16=True, kernel="plain", recompute=recompute))
+        whole = small_models.whole_weights(shape)
+        cuts.fill([chunk], whole.__getitem__, shape, place(layout).tensor, layout.tensor)
+        own = {weight.untyped_storage().data_ptr() for weight in chunk.parameters()}
+        tables = (len(rows.tokens), 1, shape.head_dim)
         seen: dict[int, torch.UntypedStorage] = {}
 
-        def pack(tensor: torch.Tensor, own: Any = own, seen: Any = seen) -> torch.Tensor:
+        def pack(tensor: torch.Tensor, own: Any = own, seen: Any = seen, tables: Any = tables) -> torch.Tensor:
             storage = tensor.untyped_storage()
-            wide = (
-                tensor.dim() == 3 and tensor.shape[1] == 1 and tensor.dtype == torch.float32 and tensor.shape[2] == 16
-            )
-            if storage.data_ptr() not in own and not wide:  # [T, 1, head_dim]: the rotary tables of all layers
+            if storage.data_ptr() not in own and tensor.shape != tables:  # the rotary tables serve all layers
                 seen[storage.data_ptr()] = storage
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            chunks[0](single)
+            chunk(rows)
         found.append(sum(storage.nbytes() for storage in seen.values()))
-    stop_groups()
     return found[1] - found[0]
 
 
-@pytest.mark.parametrize("recompute", ["none", "attention", "layer"])
-@pytest.mark.parametrize(("tensor", "sequence"), [(1, False), (2, False), (2, True)])
-def test_activations_are_what_autograd_keeps(ranks: Ranks, tensor: int, sequence: bool, recompute: str) -> None:
-    _, shape, _ = tiny()
-    layout = Layout(world=2, tensor=tensor, sequence=sequence)
-    expected = 32 * plan_memory.layer_bytes(shape, layout, bf16=True, recompute=recompute, fused=False)
-    found = ranks.run(kept, tensor, sequence, True, recompute)
-    assert found[0] == found[1] == pytest.approx(expected, rel=0.02), (found, expected)
+def count(rank: int) -> dict[str, Any]:
+    from training.layout import start_groups, stop_groups
+
+    found: dict[str, Any] = {}
+    for name, settings in LAYOUTS.items():
+        layout = Layout(world=2, **settings)
+        start_groups(layout)
+        found |= {f"{name} {bf16}": states(layout, bf16) for bf16 in (True, False)}
+        stop_groups()
+    for name, (tensor, sequence) in SPLITS.items():
+        layout = Layout(world=2, tensor=tensor, sequence=sequence)
+        start_groups(layout)
+        found |= {f"{name} {recompute}": kept(layout, recompute) for recompute in RECOMPUTE}
+        stop_groups()
+    return found
+
+
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return small_models.run_world(count, 2, tmp_path_factory.mktemp("world"))
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_states_are_those_of_a_real_engine(counts: list[dict[str, Any]], name: str, bf16: bool) -> None:
+    layout = Layout(world=2, **LAYOUTS[name])
+    model = ModelSettings(base="x", precision="bf16" if bf16 else "fp32")
+    for rank, found in enumerate(counts):
+        stage = rank if layout.pipeline == 2 else 0
+        shape = small_models.architecture()
+        expected = plan_memory.of_stage(shape, layout, model, stage=stage, tokens=16, microbatches=4).states
+        assert {kind: expected[kind] for kind in found[f"{name} {bf16}"]} == found[f"{name} {bf16}"]
+
+
+@pytest.mark.parametrize("recompute", RECOMPUTE)
+@pytest.mark.parametrize("name", SPLITS)
+def test_activations_are_what_autograd_keeps(counts: list[dict[str, Any]], name: str, recompute: str) -> None:
+    layout = Layout(2, *SPLITS[name][:1], sequence=SPLITS[name][1])
+    shape = small_models.architecture()
+    expected = small_models.ROW * plan_memory.layer_bytes(shape, layout, bf16=True, recompute=recompute, fused=False)
+    for found in counts:
+        assert found[f"{name} {recompute}"] == pytest.approx(expected, rel=0.02)
