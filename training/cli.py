@@ -116,10 +116,12 @@ def _export(parser: argparse.ArgumentParser, given: Sequence[str]) -> int:
     parser.add_argument(
         "--base", type=Path, metavar="DIR", help="tokenizer's folder (default: what the run began with)"
     )
+    parser.add_argument("--samples", action="store_true", help="add samples.md: how the model writes on, greedy")
     args = parser.parse_args(given)
     from training.export import export
 
     options = {"average": args.average, "keep_padding": args.keep_padding, "dtype": args.dtype, "base": args.base}
+    options["samples"] = args.samples
     print(export(args.run, args.step, args.out, **options))
     return 0
 

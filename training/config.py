@@ -159,6 +159,7 @@ class CheckpointSettings(Settings):
     keep_every_tokens: float | None = free(None, "also keep one checkpoint each so many tokens", gt=0)
     background: bool = free(True, "write from a host copy while training goes on")
     export_every_tokens: float | None = free(None, "export to Hugging Face each so many tokens", gt=0)
+    export_samples: bool = free(False, "let each such export write on from a few beginnings (samples.md)")
 
 
 class TelemetrySettings(Settings):

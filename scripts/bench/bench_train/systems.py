@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from bench_train.common import ACCUMULATE, Where, hf_model
 from torch.nn import functional
 
+from bench_train.common import ACCUMULATE, Where, hf_model
 from training import weights
 from training.architecture import Architecture
 from training.config import OptimizerSettings
