@@ -17,6 +17,7 @@ import train_runs
 from training import watch
 from training.launch import only_one, read_hostfile
 from ziya.errors import UserError
+from ziya.exports import read_export
 from ziya.files import read_json
 from ziya.ledger import read_ledger
 
@@ -118,6 +119,27 @@ def test_an_error_of_a_rank_is_told_once(made: Path, tmp_path: Path) -> None:
     assert code == 2 and len(errors) == 1 and "1 steps in a row were refused" in errors[0], said
     skipped = [line for line in train_runs.lines(run) if line["skipped"]]
     assert len(skipped) == 2 and all(line["documents"][0][0] == "text" for line in skipped)
+
+
+def test_exports_are_made_while_training_goes_on(made: Path, tmp_path: Path) -> None:
+    """One each so many tokens, in a process of its own; each loads, and tells the step and the tokens of its checkpoint."""
+    from transformers import AutoModelForCausalLM
+
+    run = tmp_path / "run"
+    tokens = 4 * train_runs.LENGTH
+    more = [f"stages.0.tokens={24 * tokens}.0", "checkpoint.every_steps=4", "checkpoint.keep=1"]
+    more += [f"checkpoint.export_every_tokens={10 * tokens}.0"]
+    code, said = train_runs.finish(train_runs.start(train_runs.arguments(made, run, *more)))
+    assert code == 0 and "an export failed" not in said, said
+    # Saved at 4, 8, 12, ...: ten steps after 0 and after 12 lie behind 12 and 24.
+    assert sorted(path.name for path in (run / "exports").iterdir()) == ["step-12", "step-24"]
+    for step in (12, 24):
+        folder = run / "exports" / f"step-{step}"
+        about = read_export(folder)
+        assert (about.step, about.stage, about.tokens) == (step, 1, step * tokens)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        assert model.config.vocab_size == 128
+    assert (run / "latest").read_text() == "step-24\n"
 
 
 def test_hostfiles(tmp_path: Path) -> None:

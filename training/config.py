@@ -19,6 +19,9 @@ class ModelSettings(Settings):
     """What is trained."""
 
     base: str = required("Hugging Face folder to start from: what `ziya-train init` left, or a base model")
+    shape: str | None = free(
+        None, "config.json of base's shape, for `ziya-train plan` where base is not there yet (configs/models/)"
+    )
     kernel: Literal["auto", "flash", "torch", "plain"] = free(
         "auto",
         "attention kernel: flash-attn, torch's variable-length one, or SDPA per document; auto takes the best here",
@@ -156,6 +159,7 @@ class CheckpointSettings(Settings):
     keep_every_tokens: float | None = free(None, "also keep one checkpoint each so many tokens", gt=0)
     background: bool = free(True, "write from a host copy while training goes on")
     export_every_tokens: float | None = free(None, "export to Hugging Face each so many tokens", gt=0)
+    export_samples: bool = free(False, "let each such export write on from a few beginnings (samples.md)")
 
 
 class TelemetrySettings(Settings):
