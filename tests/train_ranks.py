@@ -1,4 +1,5 @@
-"""Two gloo ranks that live for a whole test session: imports are paid once, each job gets its own process groups."""
+"""Gloo ranks that live for a whole test module: forked from one server that has imported torch, megatron-core, DeepSpeed and
+transformers, so a session pays the imports once; each job gets its own process groups."""
 
 from __future__ import annotations
 
@@ -10,7 +11,6 @@ from typing import Any
 import small_models
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 Job = Callable[..., Any]
 
@@ -31,7 +31,7 @@ class Ranks:
     """`world` processes; `run(job, *arguments)` calls job(rank, *arguments) on each and gives the results by rank."""
 
     def __init__(self, world: int) -> None:
-        context = mp.get_context("spawn")
+        context = small_models.context()
         self.world, self.outbox = world, context.Queue()
         self.inboxes = [context.Queue() for _ in range(world)]
         port = small_models.free_port()
