@@ -133,9 +133,7 @@ def reference(kind: str, dtype: torch.dtype) -> list[tuple[float, float]]:
                 if not row.weights[first:last].any():
                     continue
                 logits = model(row.tokens[None, first:last]).logits[0].to(dtype)
-                losses = torch.nn.functional.cross_entropy(
-                    logits, row.tokens[first + 1 : last + 1], reduction="none"
-                )
+                losses = torch.nn.functional.cross_entropy(logits, row.tokens[first + 1 : last + 1], reduction="none")
                 total = total + (losses * row.weights[first:last]).sum()
                 targets += float(row.weights[first:last].sum())
         loss = total / targets

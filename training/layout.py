@@ -99,10 +99,16 @@ def start_groups(layout: Layout) -> None:
 
 
 def stop_groups() -> None:
-    """Forget the process groups, so that other ones can be made."""
+    """End the process groups but the world's, so that other ones can be made.
+
+    megatron-core only forgets them; each gloo group keeps a thread of its own, and a few hundred of those starve a machine.
+    """
     from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()
+    world = dist.distributed_c10d._get_default_group()
+    for group in [one for one in dist.distributed_c10d._world.pg_map if one is not world]:
+        dist.destroy_process_group(group)
 
 
 @dataclass(frozen=True)
