@@ -172,7 +172,7 @@ class Engine:
             elif self.frozen_below:
                 old = self.frozen_below - self.chunks[0].first_row
                 if old > 0:
-                    gradient.view(weight.shape)[:old] = 0
+                    gradient[:old] = 0
 
     def mean_loss(self, losses: Sequence[torch.Tensor], batches: Sequence[Packed], targets: float) -> float:
         """The global batch's mean loss, on every rank, in float64."""
@@ -187,18 +187,19 @@ class Engine:
         return float(total) / max(targets, 1.0)
 
     def gradients(self) -> Iterator[tuple[str, torch.nn.Parameter, torch.Tensor]]:
-        """(name, weight, its gradient as accumulated: FP32 under BF16) of every weight of this rank that has one."""
+        """(native name, weight, its gradient as accumulated: FP32 under BF16) of every weight of this rank that has one."""
         if hasattr(self.optimizer, "fp32_groups_gradients"):
-            names = {id(weight): name for name, weight in self.module.named_parameters()}
+            names = {id(weight): name for chunk in self.chunks for name, weight in chunk.named_parameters()}
             for weights, gradients in zip(
                 self.optimizer.bf16_groups, self.optimizer.fp32_groups_gradients, strict=True
             ):
                 for weight, gradient in zip(weights, gradients, strict=True):
-                    yield names[id(weight)], weight, gradient
+                    yield names[id(weight)], weight, gradient.view(weight.shape)
             return
-        for name, weight in self.module.named_parameters():
-            if weight.grad is not None:
-                yield name, weight, weight.grad
+        for chunk in self.chunks:
+            for name, weight in chunk.named_parameters():
+                if weight.grad is not None:
+                    yield name, weight, weight.grad
 
     def sum_replicated(self) -> None:
         """Sum over the tensor group the gradients of weights that saw only their part of the row (sequence parallel)."""
