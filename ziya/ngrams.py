@@ -302,8 +302,8 @@ class Index:
     @classmethod
     def load(cls, arrays: Any) -> Index:
         """From what `arrays` gave (a mapping, such as an opened .npz)."""
-        names = ("keys", "first", "owners", "total", "removed", "units")
-        return cls(*(arrays[name] for name in names), length=int(arrays["length"]))
+        keys, first, owners = arrays["keys"], arrays["first"], arrays["owners"]
+        return cls(keys, first, owners, arrays["total"], arrays["removed"], arrays["units"], int(arrays["length"]))
 
     def scan(self, data: U8, offsets: I64) -> Hits:
         """Find the n-grams in documents data[offsets[i]:offsets[i + 1]]; one pass over the bytes."""
