@@ -10,7 +10,7 @@ from eval.report.collect import title
 
 COLUMNS = 3
 COLOURS = ("#2f6f8f", "#b4412f", "#2c7a4b", "#8a5aa8")
-BANDS = ("#eef2f7", "#dde6ef")
+BANDS = ("#eef3f8", "#fbf1e3", "#e9f4ec", "#f3ecf7")
 INK, SOFT = "#1c2430", "#5b6675"
 CJK_FONTS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei",
@@ -92,6 +92,19 @@ def stages(models: list[dict[str, Any]], places: dict[str, float]) -> list[tuple
     return bands
 
 
+def shade(axes: Any, bands: list[tuple[str, float, float]], width: float) -> None:
+    """Stages as coloured columns with their names, upright where a column is narrow."""
+    for number, (stage, begin, end) in enumerate(bands):
+        axes.axvspan(begin, end, color=BANDS[number % len(BANDS)], zorder=0, linewidth=0)
+        share = (end - begin) / width if width else 1
+        if share > 0.03:
+            name = stage if len(stage) <= 14 else stage[:13] + "…"
+            axes.text(
+                (begin + end) / 2, 0.985, name, transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=7.5,
+                color=SOFT, parse_math=False, rotation=0 if share > 0.15 else 90,
+            )  # fmt: skip
+
+
 def panel(axes: Any, value: dict[str, Any], task: str) -> None:
     """One task's panel."""
     from matplotlib.ticker import MaxNLocator
@@ -101,14 +114,7 @@ def panel(axes: Any, value: dict[str, Any], task: str) -> None:
     rows = {row["model"]: row for row in value["rows"] if row["task"] == task}
     axes.set_title(title(task), loc="left", fontweight="bold", color=INK)
     if numeric:
-        for number, (stage, begin, end) in enumerate(stages(models, places)):
-            axes.axvspan(begin, end, color=BANDS[number % 2], zorder=0, linewidth=0)
-            if end - begin > 0.08 * max(places.values()):
-                name = stage if len(stage) <= 14 else stage[:13] + "…"
-                axes.text(
-                    (begin + end) / 2, 0.985, name, transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=7.5,
-                    color=SOFT, parse_math=False,
-                )  # fmt: skip
+        shade(axes, stages(models, places), max(places.values()))
     base = rows.get(value["base"])
     if base is not None:
         axes.axhspan(100 * base["low"], 100 * base["high"], color=SOFT, alpha=0.10, linewidth=0, zorder=1)
@@ -117,6 +123,8 @@ def panel(axes: Any, value: dict[str, Any], task: str) -> None:
     for number, run in enumerate(runs):
         members = [model["model"] for model in models if model["run"] == run]
         found = [(places[name], rows[name]) for name in members if name in places and name in rows]
+        if numeric and base is not None:
+            found.append((0.0, base))  # training starts at the base
         found.sort(key=lambda pair: pair[0])
         if not found:
             continue

@@ -46,6 +46,7 @@ def render(value: dict[str, Any], samples: Lines, charts: dict[str, bytes]) -> s
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
         script=Markup((folder / "page.js").read_text(encoding="utf-8")),
         charts={task: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" for task, svg in charts.items()},
+        stages=list(dict.fromkeys(model["stage"] for model in value["models"] if model["stage"])),
         scored={(row["model"], row["task"]): row for row in value["rows"]},
         tested=versus_base(value),
         previous=[row for row in value["comparisons"] if row["family"] == "previous"],
