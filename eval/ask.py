@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 SEED = 1234  # the harness's default for drawn examples: part of its numbers
 
 
+def subjects_of(
+    task: str, config: EvalConfig, variant: int = 0, warn: Callable[[str], None] = lambda _: None
+) -> list[Subject]:
+    """A task's subjects as the settings ask for them."""
+    from eval.tasks import subjects
+
+    return subjects(
+        [task], config.protocol, Path(config.data), shots=config.shots, limit=config.limit, variant=variant,
+        split=config.split, allow_missing=config.allow_missing, unsafe_code=config.unsafe_code, warn=warn,
+    )  # fmt: skip
+
+
 def open_model(
     found: Found,
     config: EvalConfig,
@@ -92,7 +104,10 @@ def ask(subjects: Sequence[Subject], model: PrefixLM) -> tuple[list[dict[str, An
         if report:
             shortened[subject.name] = report
     record = {
-        "harness": {subject.name: plain(results["results"][task.config.task]) for subject, task in zip(subjects, tasks, strict=True)},
+        "harness": {
+            subject.name: plain(results["results"][task.config.task])
+            for subject, task in zip(subjects, tasks, strict=True)
+        },
         "shortened": shortened,
     }
     return found, record
@@ -119,4 +134,4 @@ def quiet() -> Iterator[None]:
         yield
 
 
-__all__ = ["ask", "fill_cache", "open_model", "quiet"]
+__all__ = ["ask", "fill_cache", "open_model", "quiet", "subjects_of"]

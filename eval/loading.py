@@ -20,6 +20,23 @@ def offline() -> None:
         os.environ[name] = "1"
 
 
+def limit_threads(config: EvalConfig, processes: int) -> None:
+    """Share the cores among the processes; one process keeps torch's own choice."""
+    import torch
+
+    if config.threads is not None or processes > 1:
+        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // processes))
+
+
+def process_count(config: EvalConfig) -> int:
+    """As many as set, else one per GPU."""
+    if config.processes is not None:
+        return config.processes
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
 def tokenizer_folder(found: Found, config: EvalConfig) -> Path:
     """Where the tokenizer lies: the setting, else the model's own folder; UserError when there is none."""
     folder = Path(config.tokenizer or found.folder)
@@ -78,11 +95,15 @@ def load_forward(found: Found, config: EvalConfig, dtype: str, place: int = 0) -
         model = AutoModelForCausalLM.from_pretrained(found.folder, dtype=getattr(torch, dtype))
     broken = [name for name, tensor in model.named_parameters() if not bool(torch.isfinite(tensor).all())]
     if broken:
-        raise UserError(f"{found.folder}: {len(broken)} weights hold NaN or infinity (first: {broken[0]}): this model is broken")
+        raise UserError(
+            f"{found.folder}: {len(broken)} weights hold NaN or infinity (first: {broken[0]}): this model is broken"
+        )
     try:
         model = model.to(device).eval()
     except torch.OutOfMemoryError as error:
-        raise UserError(f"{found.folder} in {dtype} does not fit into the memory of {device}: free it, or try dtype=bfloat16") from error
+        raise UserError(
+            f"{found.folder} in {dtype} does not fit into the memory of {device}: free it, or try dtype=bfloat16"
+        ) from error
     return Forward(model, config.batch_tokens, share=config.share_prefixes)
 
 
@@ -94,4 +115,13 @@ def _told(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {' '.join(str(error).split())[:300]}") from error
 
 
-__all__ = ["dtype_name", "load_forward", "load_settings", "load_tokenizer", "offline", "tokenizer_folder"]
+__all__ = [
+    "dtype_name",
+    "limit_threads",
+    "load_forward",
+    "load_settings",
+    "load_tokenizer",
+    "offline",
+    "process_count",
+    "tokenizer_folder",
+]

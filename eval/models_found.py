@@ -33,7 +33,8 @@ class Found:
 
     def to_json(self) -> dict[str, Any]:
         """Its line of models.json."""
-        return asdict(self)
+        found = asdict(self)
+        return {"model": found.pop("name"), **found}
 
 
 def find(

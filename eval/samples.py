@@ -32,16 +32,18 @@ def lines(subject: Subject, logged: Sequence[dict[str, Any]], shots: Sequence[in
         if entry["filter"] != chosen:
             continue
         number = entry["doc_id"]
-        found.append({
-            **entry,
-            "task": subject.task,
-            "subject": subject.name,
-            "category": subject.category,
-            "correct": float(entry[metric]),
-            "shots": shots[number] if number < len(shots) else None,
-            "scores": scores[number],
-            "sample_hash": digest(f"{entry['doc_hash']}{entry['prompt_hash']}".encode()),
-        })
+        found.append(
+            {
+                **entry,
+                "task": subject.task,
+                "subject": subject.name,
+                "category": subject.category,
+                "correct": float(entry[metric]),
+                "shots": shots[number] if number < len(shots) else None,
+                "scores": scores[number],
+                "sample_hash": digest(f"{entry['doc_hash']}{entry['prompt_hash']}".encode()),
+            }
+        )
     return sorted(found, key=lambda line: int(line["doc_id"]))
 
 

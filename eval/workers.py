@@ -13,7 +13,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.config import EvalConfig
@@ -22,8 +21,6 @@ from ziya.errors import UserError
 
 if TYPE_CHECKING:
     from eval.tasks import Subject
-
-Names = tuple[str, int, list[str]]  # task, variant, subjects
 
 
 def deal(subjects: Sequence[Subject], processes: int) -> list[list[Subject]]:
@@ -52,7 +49,18 @@ def answer(
     processes = [
         context.Process(
             target=_work,
-            args=(place, hand[0].task, variant, [one.name for one in hand], found, config, identity, count, failures),
+            args=(
+                place,
+                len(hands),
+                hand[0].task,
+                variant,
+                [one.name for one in hand],
+                found,
+                config,
+                identity,
+                count,
+                failures,
+            ),
         )
         for place, hand in enumerate(hands)
     ]
@@ -87,6 +95,7 @@ def _raise(failures: Any, codes: Sequence[int | None]) -> None:
 
 def _work(
     place: int,
+    processes: int,
     task: str,
     variant: int,
     names: Sequence[str],
@@ -104,19 +113,10 @@ def _work(
             count.value += amount
 
     try:
-        from eval import ask
-        from eval.threads import limit_threads
+        from eval import ask, loading
 
-        limit_threads(config)
-        from eval.tasks import subjects
-
-        chosen = {
-            one.name: one
-            for one in subjects(
-                [task], config.protocol, Path(config.data), shots=config.shots, limit=config.limit, variant=variant,
-                split=config.split, allow_missing=config.allow_missing, unsafe_code=config.unsafe_code, warn=lambda _: None,
-            )
-        }  # fmt: skip
+        loading.limit_threads(config, processes)
+        chosen = {one.name: one for one in ask.subjects_of(task, config, variant, lambda _: None)}
         mine = [chosen[name] for name in names]
         versions = {one.config["task"]: one.version for one in mine}
         ask.fill_cache(mine, ask.open_model(found, config, identity, versions, place, advance))
