@@ -18,10 +18,12 @@ class SharedLayer(DynamicLayer):  # type: ignore[misc]
     def __init__(self, prefix: DynamicLayer | None, keep: bool) -> None:
         super().__init__()
         self.prefix, self.keep = prefix, keep
+        self.keys: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [batch, heads, new, dim] -> those of all positions so far [batch, heads, total, dim]."""
-        if self.is_initialized:
+        if self.keys is not None and self.values is not None:
             keys, values = torch.cat([self.keys, keys], dim=-2), torch.cat([self.values, values], dim=-2)
         if self.keep:
             self.keys, self.values, self.is_initialized = keys, values, True
@@ -35,11 +37,12 @@ class SharedLayer(DynamicLayer):  # type: ignore[misc]
 
     def get_seq_length(self) -> int:
         """Positions so far, prefix included."""
-        own = self.keys.shape[-2] if self.is_initialized else 0
+        own = self.keys.shape[-2] if self.keys is not None else 0
         return int(own + (self.prefix.keys.shape[-2] if self.prefix is not None else 0))
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Forget all rows but these."""
+        assert self.keys is not None and self.values is not None
         self.keys, self.values = self.keys[rows], self.values[rows]
 
 

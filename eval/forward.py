@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 
 from eval.caches import keep_rows, prefix_cache, row_cache, shareable
 from eval.prefixes import Group, partition
+from ziya.errors import UserError
 from ziya.progress import log
 
 LOGIT_ROWS = 8192  # positions whose logits over the vocabulary are in memory at once
@@ -48,7 +50,7 @@ class Forward:
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     # -- rows -> batches ---------------------------------------------------------------------------------------------
-    def groups(self, rows: Sequence[Sequence[int]], limits: Sequence[int]) -> list[Group]:
+    def groups(self, rows: Sequence[list[int]], limits: Sequence[int]) -> list[Group]:
         """Rows by shared prefix; all in one group without a prefix when the model cannot share."""
         if self.share:
             return partition(rows, limits)
@@ -89,7 +91,6 @@ class Forward:
             yield batch
 
     # -- scoring -----------------------------------------------------------------------------------------------------
-    @torch.inference_mode()
     def score(self, rows: Sequence[Row], done: Callable[[int], None] = lambda _: None) -> dict[int, tuple[float, bool]]:
         """Request number -> (sum of FP32 log-probabilities of its continuation, whether each token is the argmax).
 
@@ -131,15 +132,18 @@ class Forward:
         index = torch.tensor([line_of[number, position] for number, position, _, _ in lines], device=self.device)
         token = torch.tensor([token for _, _, token, _ in lines], device=self.device)
         log_probability = (chosen[index, token] - torch.logsumexp(chosen, dim=-1)[index]).tolist()
+        if any(math.isnan(value) for value in log_probability):
+            raise UserError(
+                "the model's log-probabilities are not numbers: its weights are damaged, or dtype overflows (try bfloat16)"
+            )
         greedy = (chosen.argmax(dim=-1)[index] == token).tolist()
         found: dict[int, tuple[float, bool]] = {}
         for (_, _, _, request), value, top in zip(lines, log_probability, greedy, strict=True):
-            total, every = found.get(request, (0.0, True))
-            found[request] = (total + value, every and top)
+            total, best = found.get(request, (0.0, True))
+            found[request] = (total + value, best and top)
         return found
 
     # -- generation --------------------------------------------------------------------------------------------------
-    @torch.inference_mode()
     def greedy(
         self,
         prompts: Sequence[list[int]],
@@ -233,9 +237,12 @@ class Forward:
             options["attention_mask"] = mask
         if positions is not None:
             options["position_ids"] = positions
-        if self._keeps:
-            return self.model(input_ids=ids, logits_to_keep=keep, **options).logits
-        return self.model(input_ids=ids, **options).logits[:, keep]
+        with torch.inference_mode():
+            if self._keeps:
+                found: torch.Tensor = self.model(input_ids=ids, logits_to_keep=keep, **options).logits
+            else:
+                found = self.model(input_ids=ids, **options).logits[:, keep]
+        return found
 
     def _padded(self, rows: list[list[int]]) -> torch.Tensor:
         """[rows, longest], padded on the right: a causal model never looks there, so any token will do."""

@@ -34,7 +34,7 @@ def process_count(config: EvalConfig) -> int:
         return config.processes
     import torch
 
-    return max(1, torch.cuda.device_count())
+    return max(1, int(torch.cuda.device_count()))
 
 
 def tokenizer_folder(found: Found, config: EvalConfig) -> Path:

@@ -63,7 +63,8 @@ class PrefixLM(TemplateLM):  # type: ignore[misc]
         self.tokenizer, self.config = tokenizer, config
         self.max_length = max_length or context_length(config, tokenizer)
         self.answers, self.advance = answers, advance
-        self._load, self._forward = load, None
+        self._load = load
+        self._forward: Forward | None = None
         self._end_ids = {*end_ids, self.eot_token_id} - {None}
         self._encoded: dict[str, list[int]] = {}
 

@@ -112,8 +112,7 @@ def _one(model: str, allow_hub: bool) -> Found:
                 f"{path} holds no config.json: give a folder that save_pretrained or ziya-train export wrote"
             )
         about = read_json(path / ABOUT) if (path / ABOUT).is_file() else {}
-        place = {key: about[key] for key in ("step", "stage", "tokens") if isinstance(about.get(key), int)}
-        return Found(_safe(path.resolve().name), str(path), **place)
+        return Found(_safe(path.resolve().name), str(path), about.get("step"), about.get("stage"), about.get("tokens"))
     if path.exists():
         raise UserError(f"{model} is a file: give the folder that holds config.json and the weights")
     if not _HUB_ID.fullmatch(model) or model.count("/") != 1:

@@ -32,7 +32,7 @@ def common(first: Sequence[int], second: Sequence[int]) -> int:
     return length
 
 
-def partition(rows: Sequence[Sequence[int]], limits: Sequence[int]) -> list[Group]:
+def partition(rows: Sequence[list[int]], limits: Sequence[int]) -> list[Group]:
     """Groups of rows so that prefixes once, plus the rest of every row, plus GROUP_COST a group, are as few tokens as possible.
 
     `limits[i]`: longest prefix that row i may give up (its scored positions lie behind it). Optimal among partitions of the
