@@ -86,13 +86,11 @@ def exports(run: Path, every: int = 1) -> list[Found]:
             continue
         about = read_json(folder / ABOUT)
         weights_files(folder)
-        place = {key: about.get(key) if isinstance(about, dict) else None for key in ("step", "stage", "tokens")}
-        for key, value in place.items():
-            if not isinstance(value, int):
-                raise UserError(
-                    f"{folder / ABOUT}: {key} is {value!r}, it needs a whole number: export this step again"
-                )
-        found.append(Found(f"{_safe(run.resolve().name)}-{folder.name}", str(folder), **place, run=str(run)))
+        for key in ("step", "stage", "tokens"):
+            if not isinstance(about, dict) or not isinstance(about.get(key), int):
+                raise UserError(f"{folder / ABOUT} has no whole number as {key}: export this step again")
+        name = f"{_safe(run.resolve().name)}-{folder.name}"
+        found.append(Found(name, str(folder), about["step"], about["stage"], about["tokens"], run=str(run)))
     chosen = found[every - 1 :: every]
     return chosen if not found or found[-1] in chosen else [*chosen, found[-1]]
 

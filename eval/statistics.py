@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,7 +53,7 @@ def benchmark(task: str) -> str:
     return re.split(r"[^a-z0-9]", task.lower(), maxsplit=1)[0]
 
 
-def task_order(tasks: Iterator[str] | Sequence[str]) -> list[str]:
+def task_order(tasks: Iterable[str]) -> list[str]:
     """Tasks in the order of tables: the six first, then by name."""
     place = {name: number for number, name in enumerate(TASKS)}
     return sorted(tasks, key=lambda task: (place.get(benchmark(task), len(TASKS)), task))
@@ -218,7 +218,7 @@ def summarise(
     for model in models:
         name = model["model"]
         tasks = samples.get(name, {})
-        for task in task_order(list(tasks)):
+        for task in task_order(tasks):
             row = {key: model.get(key) for key in ("model", "step", "stage", "tokens")}
             row |= {"task": task, "protocol": protocol, "metric": METRICS.get(benchmark(task), "acc")}
             row |= _score(task, tasks[task], protocol, f"{seed} {name} {task}")
@@ -241,7 +241,7 @@ def breakdown(samples: Samples, models: Sequence[dict[str, Any]], protocol: str,
     for model in models:
         name = model["model"]
         tasks = samples.get(name, {})
-        for task in task_order(list(tasks)):
+        for task in task_order(tasks):
             lines = [line for line in tasks[task] if line.get("subject")]
             categories: dict[str, list[dict[str, Any]]] = {}
             subjects: dict[tuple[str, str], list[dict[str, Any]]] = {}
