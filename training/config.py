@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from ziya.config import Settings, load, required
 from ziya.config import deciding as free
@@ -34,6 +34,15 @@ class ModelSettings(Settings):
     precision: Literal["bf16", "fp32"] = fixed(
         "bf16", "bf16: BF16 compute with FP32 masters, accumulation and reduction; fp32 for small models and tests"
     )
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_fp16(cls, value: Any) -> Any:
+        if str(value).lower() in ("fp16", "float16", "half", "16"):
+            raise ValueError(
+                "FP16 is refused: Ziya2 was begun in it, and overflows gave loss spikes late in training that BF16 ended; set bf16"
+            )
+        return value
 
 
 class ParallelSettings(Settings):

@@ -4,7 +4,8 @@
 2. make_texts.py, make_base.py -> `ziya-train`: a tiny English base model of its own -> demo_train/base
 3. `ziya-data vocab`, `ziya-train init`, `ziya-data pack`: the crawl's Chinese characters, and packs in the new vocabulary
 4. `ziya-train --stage 1, 2, 3` -> demo_train/run, an export at the end of each stage
-5. bits per byte on prose that nobody trained on, against the base
+5. `ziya-train plot`, `ziya-eval run`: bits per byte on prose that nobody trained on, and six made-up benchmarks in the official
+   formats, of each stage against the base -> demo_train/scores/report.html
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ TEXTS = f"{TRAIN}/texts_out"
 PYTHON = sys.executable
 DATA = [PYTHON, "-m", "data_factory.cli"]
 TRAINING = [PYTHON, "-m", "training.cli"]
+EVALUATION = [PYTHON, "-m", "eval.cli"]
 CHARACTERS = 1200
 NAMES = {"data_factory.cli": "ziya-data", "training.cli": "ziya-train", "eval.cli": "ziya-eval"}
 
@@ -99,14 +101,36 @@ def stages() -> None:
         )
 
 
+def measured(base: str) -> None:
+    """Is it better than what it started from?"""
+    texts, benchmarks, scores = f"{TRAIN}/texts", f"{TRAIN}/benchmarks", f"{TRAIN}/scores"
+    step(
+        "9. loss and forgetting over the three stages",
+        [*TRAINING, "plot", f"{TRAIN}/run", "--output", f"{TRAIN}/curves.png"],
+    )
+    step(
+        "10. each stage against the base",
+        [PYTHON, "scripts/demo/make_benchmarks.py", benchmarks],
+        [
+            *EVALUATION,
+            *("run", f"{TRAIN}/run", "--base", base, "--data", benchmarks, "--output", scores, "allow_missing=true"),
+            *("--ppl", f"{texts}/heldout_zh.jsonl", f"{texts}/heldout_en.jsonl"),
+        ],
+        [PYTHON, "scripts/demo/check_training.py", scores],
+    )
+
+
 def main() -> None:
     """Run the demo from a clean slate."""
     started = time.monotonic()
     remove(CRAWL, OUT, TRAIN)
     factory()
-    extend(base_model())
+    base = base_model()
+    extend(base)
     stages()
-    print(f"\ndemo: done in {time.monotonic() - started:.0f} s. Open {OUT}/report.html in a browser; try:")
+    measured(base)
+    print(f"\ndemo: done in {time.monotonic() - started:.0f} s. Open {OUT}/report.html and {TRAIN}/scores/report.html in a")
+    print("browser; try:")
     print(f"  .venv/bin/ziya-data explain {OUT} --url URL      # any URL of {OUT}/decisions")
     print(f"  .venv/bin/ziya-data decide {OUT} rules.min_chars.en=400")
 
