@@ -7,6 +7,7 @@ have the same values, to the last bit.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import orjson
 
 from training.state import RunState
 from ziya.files import atomic_path
+from ziya.progress import log
 
 TIMED = (
     "tokens_per_s",
@@ -41,23 +43,27 @@ def keeps(line: dict[str, Any], state: RunState) -> bool:
 
 
 class JsonLines:
-    """A file of JSON lines that is appended to, and rewound where steps are made again."""
+    """A file of JSON lines that is appended to, and rewound where steps are made again. A disk that is full ends nothing: lines
+    wait in memory for the next one that can be written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._waiting: list[bytes] = []
+        self._told = False
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines; one that a kill cut short is left out."""
-        return read_lines(self.path)
+        return read_lines(self.path) + [orjson.loads(text) for text in self._waiting]
 
     def rewrite(self, lines: list[dict[str, Any]]) -> None:
         """Put these lines in place of the file."""
         with atomic_path(self.path) as temporary:
             temporary.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+        self._waiting = []
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
         """Drop the lines that are not `wanted`, and what a kill cut short; the lines that stay."""
-        if not self.path.is_file():
+        if not self.path.is_file() and not self._waiting:
             return []
         kept = [line for line in self.read() if wanted(line)]
         self.rewrite(kept)
@@ -65,11 +71,27 @@ class JsonLines:
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line in one write, so that readers and kills see whole lines."""
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._waiting.append(orjson.dumps(line) + b"\n")
         try:
-            os.write(descriptor, orjson.dumps(line) + b"\n")
-        finally:
-            os.close(descriptor)
+            append(self.path, b"".join(self._waiting))
+        except OSError as error:
+            if not self._told:
+                log(f"warning: {self.path} cannot be written ({error.strerror}): its lines wait; training goes on")
+            self._told = True
+            return
+        self._waiting, self._told = [], False
+
+
+def append(path: Path, data: bytes) -> None:
+    """Append all of `data` to a file or nothing; OSError when it has no room."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        if os.write(descriptor, data) != len(data):
+            os.ftruncate(descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(descriptor)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -44,11 +44,14 @@ class StageBar:
             return
         if self._bar is None:
             self._bar = tqdm(
-                total=int(self.budget), initial=self._first, desc=f"stage {self.stage}", unit="tok", unit_scale=True,
-                file=sys.stderr, leave=False, dynamic_ncols=True, mininterval=0.2,
+                total=int(self.budget), initial=done, desc=f"stage {self.stage}", unit="tok", unit_scale=True,
+                file=sys.stderr, leave=False, dynamic_ncols=True, mininterval=0.2, miniters=1,
             )  # fmt: skip
         self._bar.set_postfix_str(f"step {line['step']}, loss {loss}", refresh=False)
-        self._bar.update(done - self._bar.n)  # after a rollback it goes back
+        back = done < self._bar.n  # after a rollback, where tqdm would not draw by itself
+        self._bar.update(done - self._bar.n)
+        if back:
+            self._bar.refresh()
 
     def _tell(self, line: dict[str, Any], done: int, loss: str) -> None:
         now = time.monotonic()
