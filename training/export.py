@@ -55,8 +55,8 @@ def export(
 
     `average`: FP32 mean of the masters of so many checkpoints, this one and those saved before it. `base`: folder of the
     tokenizer and generation settings (None: the model.base that the run was started with). `samples`: let the model write on
-    (`training.samples`). An earlier export at `out` is replaced once the new one is whole. Needs no process group. Raises
-    UserError: no or damaged checkpoints, `out` taken.
+    (`training.samples`). An earlier export at `out` is replaced once the new one is whole. Needs no process group.
+    Raises UserError: no or damaged checkpoints, `out` taken, samples without a tokenizer.
     """
     last = find(run, step)
     if last is None:
