@@ -144,46 +144,52 @@ def reference(kind: str, dtype: torch.dtype) -> list[tuple[float, float]]:
     return found
 
 
+Piece = tuple[str, int, int, torch.Tensor]
+"""(native name, tensor rank, place of the first value in the flattened weight as that rank holds it, values float32)."""
+
+
 def first_gradients(
     rank: int, settings: dict[str, Any], kind: str, **numerics: Any
-) -> tuple[dict[str, torch.Tensor], int, float, float]:
-    """(native name -> float32 mean gradient of the global batch, as this rank holds it before the first update; its tensor
-    rank; norm; loss)."""
+) -> tuple[list[Piece], float, float]:
+    """(the mean gradients of the global batch before the first update, as this rank holds them; norm; loss)."""
     import torch.distributed as dist
     from megatron.core import parallel_state
 
     engine, here, _ = made(rank, settings, **numerics)
     rows = rows_of(kind, 1)
     mine = [packed([row]) for row in rows[here.data :: here.layout.data]]
-    found: dict[str, torch.Tensor] = {}
-    update = engine.deepspeed.step
+    found: list[Piece] = []
 
     def look() -> None:
-        for name, _, gradient in engine.gradients():
+        for name, _, gradient, start in engine.gradients():
             assert gradient.dtype == torch.float32
-            whole = gradient.detach().clone()
-            dist.all_reduce(whole, group=parallel_state.get_data_parallel_group())
-            found[name] = whole / here.layout.data
-        update()
+            values = gradient.detach().clone().view(-1)
+            if here.layout.zero == 1:
+                dist.all_reduce(values, group=parallel_state.get_data_parallel_group())
+                values /= here.layout.data
+            found.append((name, here.tensor, start, values))
 
-    engine.deepspeed.step = look
+    freeze = engine._freeze  # the last that sees gradients before the norm
+    engine._freeze = lambda: (freeze(), look())
     result = engine.step(mine, float(sum(row.weights.sum() for row in rows)), RATE)
     done(engine)
-    return found, here.tensor, result.norm, result.loss
+    return found, result.norm, result.loss
 
 
-def joined(parts: list[tuple[dict[str, torch.Tensor], int]]) -> dict[str, torch.Tensor]:
-    """(native name -> tensor, tensor rank) of every rank -> whole tensors by their Hugging Face names."""
+def joined(pieces: list[Piece], tensor: int) -> dict[str, torch.Tensor]:
+    """The pieces of all ranks under `tensor` tensor-parallel ranks -> whole tensors by their Hugging Face names."""
+    from training.reshard import native_size
     from training.weights import native_to_whole
 
     _, shape, _ = tiny()
-    native: dict[str, dict[int, torch.Tensor]] = {}
-    for held, tensor in parts:
-        for name, value in held.items():
-            native.setdefault(name, {})[tensor] = value
     whole: dict[str, torch.Tensor] = {}
-    for name, by_rank in native.items():
-        whole |= native_to_whole(name, [by_rank[rank] for rank in sorted(by_rank)], shape)
+    for name in {piece[0] for piece in pieces}:
+        parts = [torch.full((native_size(name, shape, tensor).numel(),), torch.nan) for _ in range(tensor)]
+        for other, rank, start, values in pieces:
+            if other == name:
+                parts[rank][start : start + values.numel()] = values
+        whole |= native_to_whole(name, [part.view(native_size(name, shape, tensor)) for part in parts], shape)
+    assert all(bool(torch.isfinite(value).all()) for value in whole.values())
     return whole
 
 

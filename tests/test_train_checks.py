@@ -51,7 +51,7 @@ def started(rank: int, folder: Path, tensor: int, faults: tuple[str, ...]) -> di
             if fault == "rows":
                 rows[0].tokens[3] += rank
             if fault == "bf16 sums":
-                halves = [(name, weight, gradient.bfloat16()) for name, weight, gradient in gradients()]
+                halves = [found._replace(values=found.values.bfloat16()) for found in gradients()]
                 engine.gradients = lambda halves=halves: iter(halves)  # type: ignore[method-assign,misc]
             said: list[str] = []
             try:

@@ -29,16 +29,15 @@ def expected(kind: str) -> list[tuple[float, float]]:
     return parity.reference(kind, torch.float32)
 
 
-def train(name: str, kind: str, **numerics: Any) -> list[list[tuple[float, float]]]:
-    settings = parity.PAIRS[name]
+def train(settings: dict[str, Any], kind: str, **numerics: Any) -> list[list[tuple[float, float]]]:
     found: list[list[tuple[float, float]]] = run_ranks(
         settings["world"], partial(parity.train, bf16=False, **numerics), settings, kind
     )
     return found
 
 
-def check(name: str, kind: str, **numerics: Any) -> None:
-    for found in train(name, kind, **numerics):
+def check(settings: dict[str, Any], kind: str, **numerics: Any) -> None:
+    for found in train(settings, kind, **numerics):
         for (loss, norm), (wanted, wanted_norm) in zip(found, expected(kind), strict=True):
             assert abs(loss - wanted) < LOSS
             assert abs(norm - wanted_norm) < NORM * wanted_norm
@@ -50,18 +49,18 @@ OTHERS = [(name, KINDS[1 - number % 2]) for number, name in enumerate(parity.PAI
 
 @pytest.mark.parametrize(("name", "kind"), COVERING)
 def test_a_layout_trains_as_transformers_does(name: str, kind: str) -> None:
-    check(name, kind)
+    check(parity.PAIRS[name], kind)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("name", "kind"), OTHERS)
 def test_a_layout_trains_as_transformers_does_on_the_other_rows(name: str, kind: str) -> None:
-    check(name, kind)
+    check(parity.PAIRS[name], kind)
 
 
 def test_float64_is_nearer_to_ours_than_the_tolerance() -> None:
     exact = parity.reference("packed", torch.float64)
-    for (loss, norm), (wanted, wanted_norm) in zip(train("TP2", "packed")[0], exact, strict=True):
+    for (loss, norm), (wanted, wanted_norm) in zip(train(parity.PAIRS["TP2"], "packed")[0], exact, strict=True):
         assert abs(loss - wanted) < LOSS / 2
         assert abs(norm - wanted_norm) < NORM / 2 * wanted_norm
 
@@ -69,11 +68,12 @@ def test_float64_is_nearer_to_ours_than_the_tolerance() -> None:
 Gradients = tuple[dict[str, Any], float, float]
 
 
-def gradients(settings: dict[str, Any], kind: str, bf16: bool) -> Gradients:
+def gradients(settings: dict[str, Any], kind: str, bf16: bool, **numerics: Any) -> Gradients:
     """(whole gradients by Hugging Face names, norm, loss), the same on all ranks."""
-    found = run_ranks(settings["world"], partial(parity.first_gradients, bf16=bf16), settings, kind)
-    assert len({(norm, loss) for _, _, norm, loss in found}) == 1
-    return parity.joined([(held, tensor) for held, tensor, _, _ in found]), found[0][2], found[0][3]
+    found = run_ranks(settings["world"], partial(parity.first_gradients, bf16=bf16, **numerics), settings, kind)
+    assert len({(norm, loss) for _, norm, loss in found}) == 1
+    pieces = [piece for held, _, _ in found for piece in held]
+    return parity.joined(pieces, settings.get("tensor", 1)), found[0][1], found[0][2]
 
 
 @cache
@@ -81,9 +81,9 @@ def one_process(kind: str) -> Gradients:
     return gradients({"world": 1}, kind, True)
 
 
-def check_bf16(name: str, kind: str) -> None:
+def check_bf16(settings: dict[str, Any], kind: str) -> None:
     wanted, wanted_norm, wanted_loss = one_process(kind)
-    found, norm, loss = gradients(parity.PAIRS[name], kind, True)
+    found, norm, loss = gradients(settings, kind, True)
     assert found.keys() == wanted.keys()
     for tensor, gradient in wanted.items():
         assert float((found[tensor] - gradient).norm()) <= 0.02 * float(gradient.norm()) > 0, tensor
@@ -93,13 +93,13 @@ def check_bf16(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), OTHERS)
 def test_bf16_gradients_are_those_of_one_process(name: str, kind: str) -> None:
-    check_bf16(name, kind)
+    check_bf16(parity.PAIRS[name], kind)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("name", "kind"), COVERING)
 def test_bf16_gradients_are_those_of_one_process_on_the_other_rows(name: str, kind: str) -> None:
-    check_bf16(name, kind)
+    check_bf16(parity.PAIRS[name], kind)
 
 
 @pytest.mark.parametrize("name", ["TP2", "TP2+SP", "PP2", "TP2+SP PP2", "PP2x2 DP2"])
@@ -108,3 +108,30 @@ def test_documents_of_a_row_give_the_losses_that_they_give_alone(name: str) -> N
     found = run_ranks(settings["world"], parity.alone, settings, [6, 14, 2, 10])
     worst = [value for value in found if value is not None]
     assert worst and max(worst) < 2e-6
+
+
+ZERO: dict[str, dict[str, Any]] = {
+    f"{name} ZeRO-{zero}": {**parity.PAIRS[name], "zero": zero}
+    for name in ("DP2", "TP2 DP2", "TP2+SP DP2")
+    for zero in (2, 3)
+}
+
+
+@pytest.mark.parametrize("name", ZERO)
+def test_partitioned_gradients_and_weights_train_as_transformers_does(name: str) -> None:
+    check(ZERO[name], KINDS[list(ZERO).index(name) % 4 // 2])
+
+
+@pytest.mark.parametrize("name", ZERO)
+def test_bf16_gradients_of_partitions_are_those_of_one_process(name: str) -> None:
+    check_bf16(ZERO[name], KINDS[1 - list(ZERO).index(name) % 4 // 2])
+
+
+@pytest.mark.parametrize(("name", "bf16"), [("TP2+SP PP2x2", False), ("TP2 DP2 ZeRO-3", True)])
+def test_recomputed_activations_change_no_bit(name: str, bf16: bool) -> None:
+    settings = {**parity.PAIRS, **ZERO}[name]
+    plain, *numbers = gradients(settings, "packed", bf16)
+    for recompute in ("attention", "layer"):
+        again, *same = gradients(settings, "packed", bf16, recompute=recompute)
+        assert same == numbers
+        assert all(torch.equal(again[tensor], gradient) for tensor, gradient in plain.items())

@@ -53,7 +53,7 @@ class ParallelSettings(Settings):
     pipeline: int = free(1, "pipeline-parallel size", ge=1)
     chunks: int = free(1, "model pieces per pipeline stage; above 1 the schedule is interleaved", ge=1)
     zero: Literal[0, 1, 2, 3] = free(
-        1, "ZeRO stage: 1; the others are refused, with the reason"
+        1, "ZeRO stage: 1 anywhere; 2 (gradients cut up too) and 3 (weights too) without pipeline; 0 is refused"
     )
 
 

@@ -71,12 +71,10 @@ def check_layout(layout: Layout, shape: Architecture, *, length: int, microbatch
         problems.append(
             f"interleaving needs micro-batches ({microbatches}) in multiples of parallel.pipeline ({layout.pipeline})"
         )
-    if layout.zero not in (0, 1, 2, 3):
-        problems.append(f"parallel.zero {layout.zero}: 0 or 1")
-    if layout.zero >= 2:
+    if layout.zero >= 2 and layout.pipeline > 1:
         problems.append(
-            f"parallel.zero {layout.zero} partitions gradients in DeepSpeed's own backward pass, which megatron-core's schedules do "
-            f"not call: use parallel.zero=1"
+            f"parallel.zero {layout.zero} cuts gradients up in each backward pass, which a pipeline's schedule interleaves "
+            f"between stages: use parallel.zero=1, or parallel.pipeline=1"
         )
     if layout.zero == 0:
         problems.append(

@@ -62,8 +62,7 @@ def fill_from_model(engine: Engine, folder: Path, shape: Architecture, here: Pla
             flat = part.reshape(-1)[fragment.start : fragment.start + fragment.numel]
             fragment.tensors[MASTER].copy_(flat)
         engine.reset_moments()
-        if hasattr(engine.optimizer, "update_lp_params"):  # ZeRO: masters -> weights, gathered over data ranks
-            engine.optimizer.update_lp_params()
+        engine.refresh()
 
 
 def first_new_row(base: Path, shape: Architecture) -> int:
