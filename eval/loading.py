@@ -109,9 +109,11 @@ def load_forward(found: Found, config: EvalConfig, dtype: str, place: int = 0) -
 
 @contextlib.contextmanager
 def _told(what: str) -> Iterator[None]:
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         raise UserError(f"{what}: {' '.join(str(error).split())[:300]}") from error
 
 

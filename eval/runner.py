@@ -130,11 +130,12 @@ class Session:
         versions = {one.config["task"]: one.version for _, _, subjects, _, _ in pending for one in subjects}
         asked = _Asked()
         model = ask.open_model(found, config, identity, versions, advance=asked.advance)
-        from eval.tasks import check_letters
+        from eval.tasks.letters import check_letters
 
         for _, _, subjects, _, _ in pending:
             for subject in subjects:
-                check_letters(subject, model.tok_encode)
+                if subject.letters:
+                    check_letters(subject, model.tok_encode)
         for task, variant, subjects, path, key in pending:
             label = f"{found.name} {task}{f' wording {variant}' if variant else ''}"
             total = sum(one.items * max(1, len(one.letters)) for one in subjects)

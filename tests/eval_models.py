@@ -89,3 +89,73 @@ def prefix_model(folder: Path, *, share: bool = True, batch_tokens: int = 2048, 
         return Forward(model, batch_tokens, share=share)
 
     return PrefixLM(AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder), load, **options)
+
+
+SUBJECTS = {"mmlu": ("abstract_algebra", "college_computer_science"), "cmmlu": ("agronomy",)}
+
+
+def write_benchmarks(folder: Path, items: int = 6) -> Path:
+    """Small sets of our own in the official formats: two subjects of MMLU, one of CMMLU, GSM8K."""
+    import json
+    import random
+
+    draw = random.Random(3)
+    words = ENGLISH.replace("\n", " ").split()
+
+    def row(number: int, chinese: bool) -> list[str]:
+        if chinese:
+            start = draw.randrange(len(CHINESE) - 30)
+            text = CHINESE[start : start + 8 + number].replace("\n", "") + "？"
+            options = [CHINESE[start + k : start + k + 3].replace("\n", "") or "河" for k in range(4)]
+        else:
+            text = " ".join(draw.sample(words, 5 + number)) + "?"
+            options = draw.sample(words, 4)
+        return [text, *(f"{option} {number}{k}" for k, option in enumerate(options)), "ABCD"[draw.randrange(4)]]
+
+    def cell(text: str) -> str:
+        return '"' + text.replace('"', '""') + '"'
+
+    for task, subjects in SUBJECTS.items():
+        for subject in subjects:
+            for split, count in (("dev", 5), ("test", items)):
+                chinese = task == "cmmlu"
+                rows = [row(number, chinese) for number in range(count)]
+                lines = [",".join(map(cell, cells)) for cells in rows]
+                if chinese:
+                    lines = [",Question,A,B,C,D,Answer", *(f"{n},{line}" for n, line in enumerate(lines))]
+                name = f"{subject}.csv" if chinese else f"{subject}_{split}.csv"
+                path = folder / task / split / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "gsm8k").mkdir()
+    problems = [
+        {"question": f"{' '.join(draw.sample(words, 6))} {n}?", "answer": f"It is {n}.\n#### {n}"} for n in range(items)
+    ]
+    for split in ("train", "test"):
+        text = "".join(json.dumps(problem) + "\n" for problem in problems * 2)
+        (folder / "gsm8k" / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+def config(model: Path, data: Path, out: Path, **changes: Any) -> Any:
+    """Settings of a small evaluation."""
+    from eval.config import EvalConfig
+
+    values: dict[str, Any] = dict(
+        model=str(model), data=str(data), output=str(out), tasks=["mmlu", "cmmlu"], allow_missing=True, processes=1, threads=1,
+    )  # fmt: skip
+    return EvalConfig(**(values | changes))
+
+
+def scores(out: Path) -> dict[tuple[str, str, str, int], tuple[Any, ...]]:
+    """(model, task, subject, item) -> (score, log-probabilities or texts) of every sample line."""
+    import json
+
+    found = {}
+    for path in sorted((out / "samples").rglob("*.jsonl")):
+        for text in path.read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            key = (path.parent.name, line["task"], line["subject"], line["doc_id"])
+            assert key not in found
+            found[key] = (line["correct"], json.dumps(line["resps"]), line["sample_hash"])
+    return found
