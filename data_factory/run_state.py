@@ -24,6 +24,8 @@ FORMAT = 2
 
 # Deciding settings that only touch documents which are kept already.
 _AFTER_DECISIONS = ("evaluation.", "tokenizer.", "packing.", "seed", "sources.")
+# Those of them that shape packs.
+_PACKS = ("tokenizer.", "packing.mode", "packing.sequence_length", "seed", "sources.")
 
 
 def setting_values(config: DataConfig, phase: str, stored: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -289,7 +291,9 @@ class RunState:
         ):
             names += ["evaluation.toxic_lexicons", "evaluation.advert_lexicons"]
             names += ["scoring.models"] if config.scoring.enabled else []
-        return [*names, "tokenizer.path"]  # always: the packs are compared with it
+        if everything or any(name.startswith(_PACKS) for name in changes):
+            names.append("tokenizer.path")
+        return names
 
     def record_decision(self, decided: str) -> None:
         """Keep the settings of the decisions with the identity `decided` before the first of them is written."""
