@@ -37,7 +37,7 @@ class StageBar:
 
     def show(self, line: dict[str, Any]) -> None:
         """Show where the stage stands after this step."""
-        done = line["tokens"] - self._before
+        done = min(line["tokens"] - self._before, int(self.budget))  # the last batch may go beyond it
         loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
         if not self._terminal:
             self._tell(line, done, loss)
