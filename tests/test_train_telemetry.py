@@ -174,9 +174,7 @@ def reference(made: Path) -> Reference:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_what_is_told_under_a_layout(
-    made: Path, reference: Reference, ranks: Ranks, name: str, tmp_path: Path
-) -> None:
+def test_what_is_told_under_a_layout(made: Path, reference: Reference, ranks: Ranks, name: str, tmp_path: Path) -> None:
     found = ranks.run(measured, str(made), str(tmp_path / "run"), LAYOUTS[name])
     one, other = found
     for key in ("lines", "before", "after", "late"):
@@ -314,5 +312,3 @@ def test_squared_lengths_are_of_what_sees_itself(made: Path, tmp_path: Path) -> 
 def test_bits_per_byte_by_hand() -> None:
     assert bits_per_byte(8 * math.log(2), 4) == pytest.approx(2.0)
     assert bits_per_byte(1.0, 0) is None and bits_per_byte(1.0, None) is None
-
-

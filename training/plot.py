@@ -167,7 +167,8 @@ def _held_out(panel: Any, curves: Sequence[Curves], name: str) -> None:
         panel.plot(one["tokens"], one["value"], color=color, linewidth=1.3, marker="o", markersize=3, label=run.name)
     bases = [(run.validation[name]["base"], run, color) for run, color in known]
     bases = [entry for entry in bases if entry[0] is not None]
-    alike = bool(bases) and np.allclose([entry[0] for entry in bases], bases[0][0], rtol=1e-4)  # layouts round otherwise
+    # Within what layouts round, it is one model.
+    alike = bool(bases) and np.allclose([entry[0] for entry in bases], bases[0][0], rtol=1e-4)
     for base, run, color in bases[:1] if alike else bases:
         label = "starting model" if alike else f"{run.name}: starting model"
         panel.axhline(base, color="#404040" if alike else color, linewidth=1.0, linestyle="--", label=label)
