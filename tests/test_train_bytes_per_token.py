@@ -57,7 +57,9 @@ def total(sizes: np.ndarray, tokenizer: Tokenizer, text: str) -> int:
 @given(text=texts)
 def test_the_tokens_of_a_text_spell_its_bytes(folder: Path, pieces: Tokenizer, text: str) -> None:
     sizes = bytes_per_token(folder, pieces.vocab_size)
-    assert sizes is not None and total(sizes, pieces, text) == len(text.encode()) + (1 if text else 0)  # the space before it
+    assert sizes is not None and total(sizes, pieces, text) == len(text.encode()) + (
+        1 if text else 0
+    )  # the space before it
 
 
 @given(text=texts)

@@ -68,7 +68,7 @@ def test_one_process_trains_a_stage(made: Path) -> None:
     names = {"step", "stage", "tokens", "data_index", "loss", "grad_norm", "lr", "skipped"}
     assert set(found[0]) == names | {"loss_by_source", "bits_per_byte"}
     first = orjson.loads((run / "metrics.jsonl").read_bytes().splitlines()[0])
-    assert set(first) == set(found[0]) | set(TIMED)
+    assert set(first) == set(found[0]) | set(TIMED) and first["mfu"] is None  # a CPU's peak is not known
     held = read_lines(run / "validation.jsonl")
     assert [line["step"] for line in held] == [0, 30, 60, 90, 120, 150, 180, STEPS]
     assert all(line["name"] == "中文" for line in held) and held[-1]["loss"] < held[0]["loss"] - 0.3

@@ -16,7 +16,9 @@ from training import cli, plot
 from ziya.errors import UserError
 
 
-def write_run(run: Path, stages: list[tuple[int, int]], *, base: float | None = 1.0, names: tuple[str, ...] = ("中文",)) -> Path:
+def write_run(
+    run: Path, stages: list[tuple[int, int]], *, base: float | None = 1.0, names: tuple[str, ...] = ("中文",)
+) -> Path:
     """`stages`: (steps, tokens a step) of each; validations at each stage's end."""
     run.mkdir(parents=True)
     step = tokens = 0
@@ -35,7 +37,9 @@ def write_run(run: Path, stages: list[tuple[int, int]], *, base: float | None = 
     return run
 
 
-def validation(step: int, stage: int, tokens: int, name: str, value: float | None, base: float | None) -> dict[str, Any]:
+def validation(
+    step: int, stage: int, tokens: int, name: str, value: float | None, base: float | None
+) -> dict[str, Any]:
     return {
         "step": step, "stage": stage, "tokens": tokens, "name": name, "loss": 2.0 * (value or 1.0), "bits_per_byte": value,
         "base_bits_per_byte": base, "targets": 10,

@@ -40,13 +40,15 @@ def test_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.Capture
     metrics.write(line(3))
     follower.look()
     follower.look()
-    said = capsys.readouterr().err
     assert re.fullmatch(
-        r"step 3: loss 3\.2199, gradient norm 0\.5, 1,23[45] tokens/s, 30\.0 % of stage 2, \d+ s left\n", said
-    ), said
+        r"step 3: loss 3\.2199, gradient norm 0\.5, 1,23[45] tokens/s, 30\.0 % of stage 2\n", capsys.readouterr().err
+    )
     metrics.write(line(4, loss=None, grad_norm=None, skipped=True))
     follower.look()
-    assert "step 4: loss not finite, gradient norm not finite" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("step 4: loss not finite, gradient norm not finite") and said.endswith(
+        "40.0 % of stage 2, 0 s left\n"
+    )
     metrics.rewind(RunState(stage=2, data_index=3))  # a rollback makes the file anew
     metrics.write(line(3, tokens=1250))
     follower.look()
@@ -59,7 +61,12 @@ def test_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.Capture
 def test_the_last_whole_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert last_line(path) is None
-    for text, expected in (("", None), ('{"a":1}', None), ('{"a":1}\n', {"a": 1}), ('{"a":1}\n{"b":2}\n{"c"', {"b": 2})):
+    for text, expected in (
+        ("", None),
+        ('{"a":1}', None),
+        ('{"a":1}\n', {"a": 1}),
+        ('{"a":1}\n{"b":2}\n{"c"', {"b": 2}),
+    ):
         path.write_text(text)
         assert last_line(path) == expected, text
     path.write_text('{"documents":"' + "x" * (1 << 17) + '"}\n')
@@ -67,7 +74,8 @@ def test_the_last_whole_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "0 s"), (59, "59 s"), (420, "7 min"), (3600 * 5 + 720, "5 h 12 min"), (86400 * 3 + 3600 * 4, "3 d 4 h")]
+    ("seconds", "text"),
+    [(0.2, "0 s"), (59, "59 s"), (420, "7 min"), (3600 * 5 + 720, "5 h 12 min"), (86400 * 3 + 3600 * 4, "3 d 4 h")],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -21,7 +21,7 @@ import train_runs  # noqa: E402
 from train_ranks import Ranks  # noqa: E402 - it imports torch
 
 from training import flops  # noqa: E402
-from training.architecture import Architecture  # noqa: E402
+from training.architecture import Architecture, read_architecture  # noqa: E402
 from training.config import TrainConfig, load_config  # noqa: E402
 from training.data import open_dataset  # noqa: E402
 from training.metrics import TIMED, read_lines  # noqa: E402
@@ -77,6 +77,7 @@ def config(folder: Path, run: Path, *more: str) -> TrainConfig:
     held = ", ".join(f"{name}: {folder / path}" for name, path in HELD.items())
     parts = [
         f"run={run}", f"model.base={folder / 'base'}", f"telemetry.validation={{{held}}}", "telemetry.validation_rows=6",
+        "telemetry.peak_tflops=1e-3", "model.recompute=layer",
         f"data.sources=[{{name: 中文, packs: [{folder / 'zh'}]}}, {{name: english, packs: [{folder / 'en'}]}}]",
         "stages.0.weights={中文: 1, english: 1}", "stages.1.weights={中文: 1}", "stages.2.weights={中文: 1}",
     ]  # fmt: skip
@@ -85,7 +86,6 @@ def config(folder: Path, run: Path, *more: str) -> TrainConfig:
 
 def measured(rank: int, folder: str, run: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Two steps under a layout with everything told, and held-out rows before and after."""
-    from training.architecture import read_architecture
     from training.config import OptimizerSettings
     from training.data import micro_batches
     from training.engine import Engine
@@ -174,9 +174,7 @@ def reference(made: Path) -> Reference:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_what_is_told_under_a_layout(
-    made: Path, reference: Reference, ranks: Ranks, name: str, tmp_path: Path
-) -> None:
+def test_what_is_told_under_a_layout(made: Path, reference: Reference, ranks: Ranks, name: str, tmp_path: Path) -> None:
     found = ranks.run(measured, str(made), str(tmp_path / "run"), LAYOUTS[name])
     one, other = found
     for key in ("lines", "before", "after", "late"):
@@ -194,7 +192,11 @@ def test_what_is_told_under_a_layout(
     assert line["bits_per_byte"] == pytest.approx(loss / math.log(2) / size, abs=2e-6)
     assert line["data_wait_s"] == pytest.approx(0.2) and line["memory_gib"] > 0.05
     assert line["tokens_per_s"] == batch.token_count / 0.5 == 2 * line["tokens_per_s_per_gpu"]
-    assert line["mfu"] is None and line["tflops"] > 0 and set(TIMED) <= set(line)
+    shape, data = read_architecture(made / "base"), config(made, tmp_path).data
+    work = batch.token_count, squares(batch, data)
+    assert line["tflops"] == pytest.approx(flops.of_rows(shape, *work) / 0.5 / 2 / 1e12)
+    assert line["recompute_tflops"] == pytest.approx(flops.recomputed(shape, "layer", *work) / 0.5 / 2 / 1e12)
+    assert line["mfu"] == pytest.approx(line["tflops"] / 1e-3) and set(TIMED) <= set(line)
     # Held-out rows, evenly spread; and the starting model's line.
     for held, now, path in zip(one["before"], one["after"], HELD.values(), strict=True):
         rows = np.fromfile(made / f"{path}.bin", np.uint16).reshape(-1, LENGTH).astype(np.int64)
@@ -310,5 +312,3 @@ def test_squared_lengths_are_of_what_sees_itself(made: Path, tmp_path: Path) -> 
 def test_bits_per_byte_by_hand() -> None:
     assert bits_per_byte(8 * math.log(2), 4) == pytest.approx(2.0)
     assert bits_per_byte(1.0, 0) is None and bits_per_byte(1.0, None) is None
-
-

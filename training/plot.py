@@ -1,8 +1,9 @@
 """`ziya-train plot RUN [RUN2 ...]`: loss and forgetting over tokens across the stages, runs overlaid.
 
 One panel shows the training loss, one for each held-out name its bits per byte (its loss where no bytes are known), with the
-starting model's value as a dashed line: above it the model has forgotten. Bands are the stages of the first run; dotted lines
-show where those of another run end elsewhere. A stage of few tokens is drawn wider than it is (`FLOOR`), and the axis says so.
+starting model's value as a dashed line, one for all runs that began alike: above it the model has forgotten. Bands are the
+stages of the first run; dotted lines show where those of another run end elsewhere. A stage of few tokens is drawn wider than
+it is (`FLOOR`), and the axis says so.
 
 FILE.png, FILE.svg and FILE.json are written; the JSON holds every number that is drawn.
 """
@@ -164,14 +165,13 @@ def _held_out(panel: Any, curves: Sequence[Curves], name: str) -> None:
     for run, color in known:
         one = run.validation[name]
         panel.plot(one["tokens"], one["value"], color=color, linewidth=1.3, marker="o", markersize=3, label=run.name)
-    bases = {run.validation[name]["base"] for run, _ in known}
-    for run, color in known:
-        base = run.validation[name]["base"]
-        if base is None or (len(bases) == 1 and run is not known[0][0]):
-            continue
-        alone = len(bases) == 1
-        label = "starting model" if alone else f"{run.name}: starting model"
-        panel.axhline(base, color="#404040" if alone else color, linewidth=1.0, linestyle="--", label=label)
+    bases = [(run.validation[name]["base"], run, color) for run, color in known]
+    bases = [entry for entry in bases if entry[0] is not None]
+    # Within what layouts round, it is one model.
+    alike = bool(bases) and np.allclose([entry[0] for entry in bases], bases[0][0], rtol=1e-4)
+    for base, run, color in bases[:1] if alike else bases:
+        label = "starting model" if alike else f"{run.name}: starting model"
+        panel.axhline(base, color="#404040" if alike else color, linewidth=1.0, linestyle="--", label=label)
     units = sorted({run.validation[name]["unit"] for run, _ in known})
     panel.set(title=f"held-out: {name}", ylabel=" / ".join(units))
 

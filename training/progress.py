@@ -30,14 +30,14 @@ class StageBar:
         """`start`: where the stage stands when this process begins; `budget`: tokens of the whole stage."""
         self.stage, self.budget, self.every = start.stage, budget, every_s
         self._before = start.tokens - start.stage_tokens
-        self._first = start.stage_tokens
-        self._began = self._told = time.monotonic()
+        self._began: tuple[float, int] | None = None  # moment and tokens of the first line: starting up is no measure
+        self._told = time.monotonic()
         self._bar: Any = None
         self._terminal = sys.stderr.isatty()
 
     def show(self, line: dict[str, Any]) -> None:
         """Show where the stage stands after this step."""
-        done = line["tokens"] - self._before
+        done = min(line["tokens"] - self._before, int(self.budget))  # the last batch may go beyond it
         loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
         if not self._terminal:
             self._tell(line, done, loss)
@@ -58,7 +58,9 @@ class StageBar:
         if now - self._told < self.every:
             return
         self._told = now
-        rate = (done - self._first) / max(now - self._began, 1e-9)
+        began, first = self._began or (now, done)
+        self._began = began, first
+        rate = (done - first) / max(now - began, 1e-9)
         left = f", {duration((self.budget - done) / rate)} left" if rate > 0 else ""
         norm = "not finite" if line["grad_norm"] is None else f"{line['grad_norm']:.3g}"
         log(

@@ -121,9 +121,7 @@ class Telemetry:
         """The line of a step. Collective; the same on every rank."""
         data, layout = self.config.data, self.place.layout
         numbers = dealt(len(batch.tokens), self.place.data, layout.data, data.micro_batch_rows)
-        nats, told = row_losses(
-            result.losses, rows, numbers, len(batch.tokens), self.place, (waited, peak_memory())
-        )
+        nats, told = row_losses(result.losses, rows, numbers, len(batch.tokens), self.place, (waited, peak_memory()))
         by_source = {
             name: float(nats[batch.source == number].sum() / counts.targets[batch.source == number].sum())
             for number, name in enumerate(self.names)

@@ -88,7 +88,9 @@ def trained_on(validation: Sources, sources: Sources) -> list[str]:
     ]
 
 
-def held_out(sources: Sources, number: int, wanted: int, multiple: int, vocab_used: int, spelled: I32 | None) -> HeldOut:
+def held_out(
+    sources: Sources, number: int, wanted: int, multiple: int, vocab_used: int, spelled: I32 | None
+) -> HeldOut:
     """`wanted` rows (or all there are) of a source, filled up to a multiple."""
     source = sources.items[number]
     rows = min(wanted, source.rows)
