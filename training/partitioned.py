@@ -9,6 +9,7 @@ replicated weights, the embeddings-only phase) is put in front of that call.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -90,17 +91,21 @@ def parts(engine: Engine) -> Iterator[Part]:
 def gradients(engine: Engine) -> Iterator[tuple[Part, torch.Tensor]]:
     """(part, its averaged FP32 gradient, flat and in place), where the last micro-batch has left one."""
     zero = engine.optimizer
-    flats: dict[int, list[torch.Tensor]] = {}
+    if engine.layout.zero == 3:
+        buffers = zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
+        for part in parts(engine):
+            yield part, buffers[part.weight.ds_id].view(-1)[: part.numel]
+        return
+    flats: dict[int, dict[int, torch.Tensor]] = {}
     for part in parts(engine):
         if part.flat not in flats:
-            if engine.layout.zero == 2 and zero._use_compact_grad_partition_buffer(part.flat):
+            if zero._use_compact_grad_partition_buffer(part.flat):
                 zero._get_compact_grad_partition_buffer(part.flat)
-            flats[part.flat] = zero.averaged_gradients.get(part.flat) or []
-        place = 0
-        for values in flats[part.flat]:
-            if place == part.place:
-                yield part, values.view(-1)[: part.numel]
-            place += values.numel()
+            held = zero.averaged_gradients.get(part.flat) or []
+            places = accumulate((values.numel() for values in held), initial=0)
+            flats[part.flat] = dict(zip(places, held, strict=False))
+        if part.place in flats[part.flat]:
+            yield part, flats[part.flat][part.place].view(-1)[: part.numel]
 
 
 def masters(engine: Engine) -> list[torch.Tensor]:

@@ -90,6 +90,7 @@ class Trainer:
         numerics = Numerics(
             bf16=config.model.precision == "bf16",
             kernel=config.model.kernel,
+            fused=config.model.fused,
             recompute=config.model.recompute,
             loss_chunk=config.model.loss_chunk,
             z_loss=config.optimizer.z_loss,
