@@ -50,7 +50,10 @@ class PlainEngine:
     def __init__(self, shape: Architecture, seed: int = 0, bf16: bool = False) -> None:
         self.chunks, self.bf16 = [Chunk(shape, seed)], bf16
         self.adam = torch.optim.AdamW([{"params": list(self.chunks[0].weights.values()), "kind": "matrix"}], lr=1e-2)
-        self.optimizer = self.adam
+        self.optimizer, self.layout = self.adam, Layout(zero=0)
+
+    def refresh(self) -> None:
+        """Masters are the weights."""
 
     def step(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -418,12 +421,17 @@ def wholes(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def engine_weights(engine: Any) -> list[torch.Tensor]:
-    return [weight.detach().clone() for chunk in engine.chunks for weight in chunk.parameters()]
+    found = []
+    for chunk in engine.chunks:
+        for weight in chunk.parameters():
+            with engine.gathered(weight):
+                found.append(weight.detach().clone())
+    return found
 
 
 def engine_state(engine: Any) -> list[torch.Tensor]:
     high = [t.clone() for fragment in reshard.owned(engine) for t in fragment.tensors.values()]
-    return [*engine_weights(engine), *high, torch.tensor(list(reshard.adam_steps(engine.adam).values()))]
+    return [*engine_weights(engine), *high, torch.tensor(list(reshard.adam_steps(engine).values()))]
 
 
 def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
@@ -558,8 +566,11 @@ LAYOUTS = {
     "TP2+SP": Layout(world=2, tensor=2, sequence=True, zero=1),
     "PP2": Layout(world=2, pipeline=2, zero=1),
     "PP2x2": Layout(world=2, pipeline=2, chunks=2, zero=1),
+    "ZeRO-2": Layout(world=2, zero=2),
+    "ZeRO-3": Layout(world=2, zero=3),
 }
 CASES = [("DP2", False), ("DP2", True), ("TP2", False), ("TP2+SP", True), ("PP2", False), ("PP2x2", True)]
+CASES += [(name, bf16) for name in ("ZeRO-2", "ZeRO-3") for bf16 in (False, True)]
 
 
 def layouts(rank: int, folder: Path) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def test_help_tells_every_command_and_setting_and_stays_light() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configs_are_read(path: Path) -> None:
-    assert [stage.number for stage in load_config(path).stages] == [1, 2, 3]
+    stages = [stage.number for stage in load_config(path).stages]
+    assert stages == ([1] if path.stem == "demo_base" else [1, 2, 3])
 
 
 def test_the_papers_values() -> None:
@@ -134,6 +135,7 @@ def refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--stage", "4"], "--stage 4: the config has stages 1 to 3"),
         (["--config", "none.yaml"], "config none.yaml does not exist"),
         (["data.rows=3"], "unknown key data.rows"),
+        (["model.precision=fp16"], "FP16 is refused: Ziya2 was begun in it"),
         (["parallel.tensor=2", "--processes", "3"], "3 processes are not a multiple of parallel.tensor 2"),
         (["parallel.zero=2", "parallel.tensor=2", "--processes", "2"], "parallel.zero 2 partitions gradients"),
         (["--processes", "3"], "data.global_batch_rows=4 is not a multiple of data-parallel size 3"),

@@ -21,7 +21,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 import torch.distributed as dist
 
 from training import reshard
@@ -35,6 +34,7 @@ from training.reshard import (
     Manifest,
     Stored,
     adam_steps,
+    flat_masters,
     owned,
     replicated,
 )
@@ -149,7 +149,7 @@ class Checkpoints:
             self._clear()
             raise self._failed(step, str(error)) from error
         self._pending = pending
-        steps = adam_steps(self.engine.adam)
+        steps = adam_steps(self.engine)
         if self.settings.background and not wait:
             pending.thread = threading.Thread(target=self._write, args=(pending, fragments, steps), name="checkpoint")
             pending.thread.start()
@@ -277,12 +277,9 @@ class Checkpoints:
 
         stored = self._together(check)
         self._together(lambda: reshard.fill(stored, owned(self.engine), self.place.tensor, self.layout.tensor))
-        for group in self.engine.adam.param_groups:
-            for weight in group["params"]:
-                self.engine.adam.state[weight]["step"].fill_(stored.manifest.adam_steps[group["kind"]])
-        if hasattr(self.engine.optimizer, "update_lp_params"):  # ZeRO: masters -> weights, gathered over data ranks
-            with torch.no_grad():
-                self.engine.optimizer.update_lp_params()
+        for kind, weight in flat_masters(self.engine):
+            self.engine.adam.state[weight]["step"].fill_(stored.manifest.adam_steps[kind])
+        self.engine.refresh()
         extras: dict[str, Any] = stored.manifest.extras
         return extras
 

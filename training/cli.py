@@ -1,4 +1,4 @@
-"""`ziya-train`: a stage of training, and init, export, plan."""
+"""`ziya-train`: a stage of training, and init, export, plan, plot."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "init": "extend a base model's vocabulary: tokenizer, embedding and head",
     "export": "write a checkpoint as a Hugging Face folder",
     "plan": "parameters, FLOPs, memory, time and the best layouts on given GPUs",
+    "plot": "draw loss and held-out bits per byte of runs over tokens",
 }
 _MISSING = "ziya-train {}: this installation lacks {} (pip install 'ziya[train]')"
 
@@ -37,7 +38,7 @@ def _run_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ziya-train",
         usage="ziya-train --stage K --config CONFIG [--processes N] [--accept-change NAME ...] [key=value ...]\n"
-        "       ziya-train {init,export,plan} --help",
+        "       ziya-train {init,export,plan,plot} --help",
         description="Train one stage; the same command goes on where the run stands. SIGTERM, SIGUSR1 or Ctrl-C: the running "
         "step ends, the run\nis saved, and the exit code is 128 + the signal's number (143, 138, 130); a second one ends at once. "
         "Exit codes: 0 stage\nfinished, 1 a rank failed, 2 bad input.\n\nother commands:\n" + commands,
@@ -137,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _train(given)
         except ModuleNotFoundError as error:
             package = (error.name or "").split(".")[0]
-            if package in ("torch", "deepspeed", "megatron", "safetensors", "transformers"):
+            if package in ("torch", "deepspeed", "megatron", "safetensors", "transformers", "matplotlib"):
                 raise UserError(_MISSING.format(given[0] if given else "", package)) from error
             raise
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from ziya.config import Settings, load, required
 from ziya.config import deciding as free
@@ -35,6 +35,15 @@ class ModelSettings(Settings):
         "bf16", "bf16: BF16 compute with FP32 masters, accumulation and reduction; fp32 for small models and tests"
     )
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_fp16(cls, value: Any) -> Any:
+        if str(value).lower() in ("fp16", "float16", "half", "16"):
+            raise ValueError(
+                "FP16 is refused: Ziya2 was begun in it, and overflows gave loss spikes late in training that BF16 ended; set bf16"
+            )
+        return value
+
 
 class ParallelSettings(Settings):
     """Who holds what; another layout resumes through resharding."""
@@ -44,7 +53,7 @@ class ParallelSettings(Settings):
     pipeline: int = free(1, "pipeline-parallel size", ge=1)
     chunks: int = free(1, "model pieces per pipeline stage; above 1 the schedule is interleaved", ge=1)
     zero: Literal[0, 1, 2, 3] = free(
-        1, "ZeRO stage: 1; the others are refused, with the reason"
+        1, "ZeRO stage: 1 anywhere; 2 (gradients cut up too) and 3 (weights too) without pipeline; 0 is refused"
     )
 
 
@@ -165,9 +174,11 @@ class CheckpointSettings(Settings):
 class TelemetrySettings(Settings):
     """What is told; failures here never stop training. metrics.jsonl is always written."""
 
-    validation: dict[str, str] = free({}, "name -> pack prefix of held-out rows")
+    validation: dict[str, str] = free(
+        {}, "name -> pack prefix of held-out rows; also measured with the starting model and at each stage's end"
+    )
     validate_every_steps: int = free(500, "steps between validations", ge=1)
-    validation_rows: int = free(64, "rows of each validation pack", ge=1)
+    validation_rows: int = free(64, "rows of each validation pack that are read, spread evenly over it", ge=1)
     tensorboard: bool = free(False, "TensorBoard events in RUN/tensorboard (package tensorboard)")
     wandb: str | None = free(None, "Weights & Biases project (package wandb); a resume goes on in the same run")
     peak_tflops: float | None = free(

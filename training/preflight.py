@@ -69,7 +69,7 @@ def prepare(config: TrainConfig, number: int, world: int, accepted: Sequence[str
     layout = _layout(config, shape, world)
     run.mkdir(parents=True, exist_ok=True)
     sources = _open(config, shape, base, run)
-    notes = _notes(config, number, sources)
+    notes = _notes(config, number, sources) + _check_validation(config, shape, base, run, sources)
     if start.kind == MODEL:
         _check_weights(start.folder, shape)
         if stage.optimizer == "carry" and number > 1:
@@ -103,6 +103,14 @@ def _open(config: TrainConfig, shape: Architecture, base: Path, run: Path) -> So
     sources = open_sources(config.data, eos_id=eos_of(base), cache=run / "index")
     check_sources(sources, shape.vocab_used, base)
     return sources
+
+
+def _check_validation(config: TrainConfig, shape: Architecture, base: Path, run: Path, sources: Sources) -> list[str]:
+    """Refuse held-out packs that do not fit; warnings about the others."""
+    from training.validation import open_validation, trained_on
+
+    held = open_validation(config, shape.vocab_used, base, cache=run / "index", eos_id=eos_of(base))
+    return trained_on(held, sources) if held is not None else []
 
 
 def _check_weights(folder: Path, shape: Architecture) -> None:
