@@ -121,27 +121,33 @@ def _micro(
     result["parity"] = attempt(where, "parity", lambda: parity(shape, where, layout, steps[0][0][0], bf16=True))
     say(f"parity at micro-batch {micro}: {result['parity']}")
     result["matrix_tflops"] = matrix_rate(shape, where, torch.bfloat16, micro * shape.positions)
-    systems: dict[str, tuple[bool, Callable[[], Any]]] = {
-        "ours": (True, lambda: Ours(shape, where, layout, bf16=True, recompute=args.recompute)),
+    systems: dict[str, tuple[bool, Callable[[str], Any]]] = {
+        "ours": (True, lambda kind: Ours(shape, where, layout, bf16=True, recompute=kind)),
         "(a) transformers + DeepSpeed, document mask": (
             True,
-            lambda: Peer(shape, where, masked=True, recompute=args.recompute == "layer"),
+            lambda kind: Peer(shape, where, masked=True, recompute=kind == "layer"),
         ),
         "(b) transformers + DeepSpeed, no document mask": (
             False,
-            lambda: Peer(shape, where, masked=False, recompute=args.recompute == "layer"),
+            lambda kind: Peer(shape, where, masked=False, recompute=kind == "layer"),
         ),
     }
     for name, (masked, make) in systems.items():
+        # transformers computes whole layers again or nothing; memory decides how much each system must.
+        kinds = ("none", "attention", "layer") if name == "ours" else ("none", "layer")
+        for kind in kinds if args.recompute == "auto" else (args.recompute,):
 
-        def work(make: Callable[[], Any] = make) -> dict[str, Any]:
-            system = make()
-            try:
-                return timed(where, system, steps)
-            finally:
-                system.close()
+            def work(make: Callable[[str], Any] = make, kind: str = kind) -> dict[str, Any]:
+                system = make(kind)
+                try:
+                    return timed(where, system, steps)
+                finally:
+                    system.close()
 
-        one = attempt(where, f"micro-batch {micro}: {name}", work)
+            one = attempt(where, f"micro-batch {micro}: {name}, recompute {kind}", work)
+            one["recompute"] = kind
+            if "memory" not in one.get("failed", ""):
+                break
         if "median_s" in one:
             tokens = sum(len(part.tokens) for part in steps[0][0])
             one["tokens_per_s"] = tokens / one["median_s"]
@@ -218,7 +224,12 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="the same code at a small size, to see that it runs")
     parser.add_argument("--micro", type=int, nargs="+", default=[1, 2, 4], help="gpu: rows of a micro-batch (1 2 4)")
     parser.add_argument("--steps", type=int, default=5, help="gpu: measured steps, after two others (5)")
-    parser.add_argument("--recompute", choices=("none", "attention", "layer"), default="none", help="gpu (none)")
+    parser.add_argument(
+        "--recompute",
+        choices=("auto", "none", "attention", "layer"),
+        default="auto",
+        help="gpu: activations computed again; auto: as little as fits, for each system (auto)",
+    )
     parser.add_argument("--pairs", type=int, default=7, help="cpu: measured pairs, after two others (7)")
     parser.add_argument("--rows", type=int, default=1, help="cpu: rows of a step (1)")
     parser.add_argument("--threads", type=int, default=1, help="cpu: threads (1)")

@@ -143,6 +143,15 @@ def moved(rows: Packed, where: Where) -> Packed:
     return replace(rows, **values)
 
 
+def document_mask(rows: Packed, row: int) -> torch.Tensor:
+    """bool [rows of the micro-batch, 1, row, row]: causal inside documents; what SDPA must be given for packed rows."""
+    number = torch.zeros(len(rows.tokens), dtype=torch.int32, device=rows.tokens.device)
+    number[rows.borders[1:-1].long()] = 1
+    number = number.cumsum(0).view(-1, row)
+    causal = torch.ones(row, row, dtype=torch.bool, device=number.device).tril()
+    return (number[:, None, :, None] == number[:, None, None, :]) & causal
+
+
 def hf_model(shape: Architecture, where: Where, dtype: torch.dtype) -> Any:
     """transformers' LLaMA of this shape with random weights, SDPA; the same weights at every call."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -171,7 +180,7 @@ def hf_model(shape: Architecture, where: Where, dtype: torch.dtype) -> Any:
 
 
 def matrix_rate(shape: Architecture, where: Where, dtype: torch.dtype, tokens: int) -> float:
-    """TFLOPS of the model's own matrix products (each of a layer, and the head's), weighted as a layer has them."""
+    """TFLOPS of the products of one layer's forward pass together, each as large as in a step."""
     products = [
         (shape.hidden, (shape.heads + 2 * shape.groups) * shape.head_dim),
         (shape.heads * shape.head_dim, shape.hidden),

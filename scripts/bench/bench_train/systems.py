@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from bench_train.common import ACCUMULATE, Where, hf_model
+from bench_train.common import ACCUMULATE, Where, document_mask, hf_model
 from training import weights
 from training.architecture import Architecture
 from training.config import OptimizerSettings
@@ -45,15 +45,6 @@ class Ours:
     def close(self) -> None:
         """Take DeepSpeed's hooks off."""
         self.engine.deepspeed.destroy()
-
-
-def document_mask(rows: Packed, row: int) -> torch.Tensor:
-    """bool [rows of the micro-batch, 1, row, row]: causal inside documents; what SDPA must be given for packed rows."""
-    number = torch.zeros(len(rows.tokens), dtype=torch.int32, device=rows.tokens.device)
-    number[rows.borders[1:-1].long()] = 1
-    number = number.cumsum(0).view(-1, row)
-    causal = torch.ones(row, row, dtype=torch.bool, device=number.device).tril()
-    return (number[:, None, :, None] == number[:, None, None, :]) & causal
 
 
 class Peer:

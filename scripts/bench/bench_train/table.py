@@ -40,15 +40,16 @@ def _gpu(title: str, entry: dict[str, Any] | None) -> list[str]:
             continue
         ours = part["systems"][OURS].get("tokens_per_s")
         for name, one in part["systems"].items():
+            begin = f"| {micro.split()[1]} | {name}, recompute {one['recompute']}"
             if "failed" in one:
-                lines.append(f"| {micro.split()[1]} | {name} | failed: {one['failed']} | | | | | |")
+                lines.append(f"{begin} | failed: {one['failed']} | | | | | |")
                 continue
             rate = f"{100 * one['tflops'] / part['matrix_tflops']:.1f}"
             share = f"{100 * one['tflops'] / sheet:.1f}" if sheet else "-"
             peak = f"{one['peak_gib']:.1f}" if one["peak_gib"] else "-"
             times = f"{ours / one['tokens_per_s']:.2f} times" if ours and name != OURS else ""
             lines.append(
-                f"| {micro.split()[1]} | {name} | {one['tokens_per_s']:,.0f} | {one['tflops']:.3g} | {rate} | {share} | {peak} | {times} |"
+                f"{begin} | {one['tokens_per_s']:,.0f} | {one['tflops']:.3g} | {rate} | {share} | {peak} | {times} |"
             )
         parity = part["parity"]
         notes.append(
