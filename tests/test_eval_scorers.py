@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import small_benchmarks
+from small_benchmarks import SHARED, needs_box, needs_shared
 
-from eval.sandbox import bubblewrap_problem
 from eval.tasks import Subject, math_worker, score_math, subjects
 from eval.tasks.items import items, last_boxed
 from eval.tasks.score_gsm8k import flexible, numbers, strict
@@ -23,10 +23,6 @@ from eval.tasks.scoring import cut
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the packages of the eval extra")
 from lm_eval.api.task import ConfigurableTask  # noqa: E402
-
-SHARED = Path(__file__).parents[1].parent / "shared" / "data" / "benchmarks"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the benchmark items of shared/data")
-needs_box = pytest.mark.skipif(bool(bubblewrap_problem()), reason=f"needs a working sandbox: {bubblewrap_problem()}")
 
 
 @pytest.fixture(autouse=True)
