@@ -7,6 +7,14 @@ import gzip
 import json
 from pathlib import Path
 
+import pytest
+
+from eval.sandbox import bubblewrap_problem
+
+SHARED = Path(__file__).parents[1].parent / "shared" / "data" / "benchmarks"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the benchmark items of shared/data")
+needs_box = pytest.mark.skipif(bool(bubblewrap_problem()), reason=f"needs a working sandbox: {bubblewrap_problem()}")
+
 ZH_SUBJECTS = {"ceval": ("accountant", "law"), "cmmlu": ("agronomy", "ancient_chinese")}
 MMLU_SUBJECTS = ("anatomy", "world_religions")
 LETTERS = "ABCD"

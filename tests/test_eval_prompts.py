@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import small_benchmarks
 import small_tokenizers
+from small_benchmarks import SHARED, needs_box, needs_shared
 
 from eval.sandbox import Program, Sandbox, bubblewrap_problem
 from eval.tasks import Subject, subjects, variants
@@ -29,10 +30,8 @@ from lm_eval.api.model import LM  # noqa: E402
 from lm_eval.api.task import ConfigurableTask  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-SHARED = Path(__file__).parents[1].parent / "shared" / "data" / "benchmarks"
 LLAMA = SHARED.parent / "tokenizer" / "llama2" / "tokenizer.model"
 STOCK = Path(lm_eval.__file__).parent / "tasks"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the benchmark items of shared/data")
 LETTER_TASKS = ("ceval", "cmmlu", "mmlu")
 RESPONSES = {
     "gsm8k": ["So it is 1200 rolls.\n#### 1,200", "The answer is $2400.", "#### 18", "none"],
@@ -199,7 +198,7 @@ def test_lm_eval_equals_the_stock_task(task: str, name: str, made_up: Path, monk
     ],
 )
 def test_lm_eval_equals_the_stock_task_on_real_items(task: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_equal(task, name, SHARED, 4, monkeypatch)
+    check_equal(task, name, SHARED, 3, monkeypatch)
 
 
 def built(subject: Subject) -> Any:
@@ -251,7 +250,7 @@ def test_ziya2_letter_prompts_are_opencompass(made_up: Path) -> None:
         ("humaneval", 55, "af26a9613e22a089d575313de03cbeb34280d88ba4fd24bb4f5819c57227d43c"),
     ],
 )
-@pytest.mark.skipif(bool(bubblewrap_problem()), reason="needs a working sandbox")
+@needs_box
 def test_ziya2_generation_prompts_are_opencompass(task: str, size: int, digest: str, made_up: Path) -> None:
     """Length and hash of the prompt that OpenCompass's file itself renders for this question (its strings read by ast)."""
     asked = "What is $1+1$? 一加一？"

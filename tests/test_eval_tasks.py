@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small_benchmarks
+from small_benchmarks import SHARED, needs_shared
 
-from eval.tasks import TASKS, Subject, files, subjects, variants
-from eval.tasks.items import items
+from eval.tasks import TASKS, Subject, files, hub, subjects, variants
+from eval.tasks.items import Item, items
 from ziya.errors import UserError
-
-SHARED = Path(__file__).parents[1].parent / "shared" / "data" / "benchmarks"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the benchmark items of shared/data")
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +257,70 @@ def test_known_bytes_are_known_anywhere_but_in_anothers_place(tmp_path: Path, mo
     assert files.unknown_files("gsm8k", tmp_path, [path]) == []
     path.write_bytes(b"two")  # the train set under the test set's name
     assert files.unknown_files("gsm8k", tmp_path, [path]) == [path]
+
+
+def test_an_absent_set_comes_from_the_hub_in_its_official_layout(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub stands for what the harness's tasks name: rows of the same items under the hub's own fields."""
+    monkeypatch.setattr(files, "catalog", lambda: CATALOG)
+    monkeypatch.setattr(files, "MATH_TYPES", ("algebra", "number_theory"))
+    fresh = own / "fresh"
+    asked = []
+
+    def load(path: str, name: str | None) -> dict[str, list[dict[str, Any]]]:
+        asked.append((path, name))
+        task = next(task for task, repository in HUB.items() if repository == path)
+        subject = name if task in ("ceval", "cmmlu", "mmlu", "math") else task
+        splits = [split for split in files.SOURCES[task].splits if files.subject_files(task, own, split)]
+        return {split: [hub_row(one) for one in items(task, own, split, subject=subject)] for split in splits}
+
+    for task in TASKS:
+        hub.fetch(task, fresh, load)
+        for split in files.SOURCES[task].splits:
+            if files.subject_files(task, own, split):
+                assert items(task, fresh, split) == [drop_extras(one) for one in items(task, own, split)]
+    assert ("openai/gsm8k", "main") in asked
+
+    def fails(**_: Any) -> Any:
+        raise ConnectionError("no route\nto the hub")
+
+    with pytest.raises(
+        UserError, match=r"mmlu: cais/mmlu could not be loaded from the hub \(no route to the hub\)\. Download https"
+    ):
+        hub.fetch("mmlu", own / "other", fails)
+
+
+CATALOG = {
+    "ceval": {"accountant": ("Other", "注册会计师"), "law": ("Humanities", "法学")},
+    "cmmlu": {"agronomy": ("Other", "农学"), "ancient_chinese": ("China specific", "古汉语")},
+    "mmlu": {"anatomy": ("Other", ""), "world_religions": ("Humanities", "")},
+}
+HUB = {
+    "ceval": "ceval/ceval-exam",
+    "cmmlu": "haonan-li/cmmlu",
+    "mmlu": "cais/mmlu",
+    "gsm8k": "openai/gsm8k",
+    "math": "EleutherAI/hendrycks_math",
+    "humaneval": "openai/openai_humaneval",
+}
+
+
+def hub_row(one: Item) -> dict[str, Any]:
+    raw = one.raw
+    if one.task == "mmlu":
+        choices = [raw[letter] for letter in "ABCD"]
+        return {"question": raw["question"], "choices": choices, "answer": "ABCD".index(raw["answer"])}
+    if one.task == "cmmlu":
+        return {"Question": raw["question"], "Answer": raw["answer"], **{letter: raw[letter] for letter in "ABCD"}}
+    if one.task == "gsm8k":
+        return {"question": raw["question"], "answer": raw["solution"]}
+    if one.task == "math":
+        return {"problem": raw["question"], "solution": raw["solution"], "level": raw["level"], "type": raw["type"]}
+    return dict(raw)
+
+
+def drop_extras(one: Item) -> Item:
+    """C-Eval's explanations are not written again: no prompt uses them."""
+    return replace(one, raw={key: value for key, value in one.raw.items() if key != "explanation"})
 
 
 @needs_shared
