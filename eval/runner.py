@@ -132,10 +132,9 @@ class Session:
         model = ask.open_model(found, config, identity, versions, advance=asked.advance)
         from eval.tasks.letters import check_letters
 
-        for _, _, subjects, _, _ in pending:
-            for subject in subjects:
-                if subject.letters:
-                    check_letters(subject, model.tok_encode)
+        with ask.quiet():
+            for subject in (one for _, _, subjects, _, _ in pending for one in subjects if one.letters):
+                check_letters(subject, model.tok_encode)
         for task, variant, subjects, path, key in pending:
             label = f"{found.name} {task}{f' wording {variant}' if variant else ''}"
             total = sum(one.items * max(1, len(one.letters)) for one in subjects)
