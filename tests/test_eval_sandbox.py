@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_benchmarks import SHARED, needs_box, needs_shared
 
 from eval import sandbox
 from eval.sandbox import Limits, Program, Sandbox, Verdict, bubblewrap_problem
 from eval.tasks.items import items
 from ziya.errors import UserError
 
-SHARED = Path(__file__).parents[1].parent / "shared" / "data" / "benchmarks"
-needs_box = pytest.mark.skipif(bool(bubblewrap_problem()), reason=f"needs a working sandbox: {bubblewrap_problem()}")
 SHORT = Limits(seconds=1, wall_seconds=10)
 
 
@@ -182,7 +181,7 @@ def test_a_bubblewrap_that_cannot_work_is_told_with_its_own_words(
 
 
 @needs_box
-@pytest.mark.skipif(not (SHARED / "humaneval").is_dir(), reason="needs the benchmark items of shared/data")
+@needs_shared
 def test_canonical_solutions_pass() -> None:
     tests = [item.raw for item in items("humaneval", SHARED)]
     programs = [

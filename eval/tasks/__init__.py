@@ -64,17 +64,19 @@ def subjects(
     split: str | None = None,
     allow_missing: bool = False,
     unsafe_code: bool = False,
+    hub: bool = False,
     warn: Callable[[str], None] = _to_stderr,
 ) -> list[Subject]:
     """Every subject of the named tasks, in the official order.
 
     `shots`, `split`: other than the protocol's; `limit`: the first items of each subject only; `variant`: another wording;
-    `allow_missing`: evaluate the subjects that are there; `unsafe_code`: run HumanEval without bubblewrap. A set that is absent,
-    an unlabelled split, a broken row or a missing subject is a UserError; unknown hashes are told to `warn`.
+    `allow_missing`: evaluate the subjects that are there; `unsafe_code`: run HumanEval without bubblewrap; `hub`: download what is
+    absent into `data` first. A set that is absent, an unlabelled split, a broken row or a missing subject is a UserError; unknown
+    hashes are told to `warn`.
     """
     if protocol not in ("ziya2", "lm-eval"):
         raise UserError(f"protocol {protocol!r} is unknown: it is ziya2 or lm-eval")
-    asked = _Asked(protocol, data, shots, limit, variant, split, allow_missing, unsafe_code, warn)
+    asked = _Asked(protocol, data, shots, limit, variant, split, allow_missing, unsafe_code, hub, warn)
     return [subject for task in dict.fromkeys(tasks) for subject in _task(task, asked)]
 
 
@@ -90,6 +92,7 @@ class _Asked:
     split: str | None
     allow_missing: bool
     unsafe_code: bool
+    hub: bool
     warn: Callable[[str], None]
 
 
@@ -104,6 +107,11 @@ def _task(task: str, asked: _Asked) -> list[Subject]:
         shots = stock.SHOTS[task] if protocol == "lm-eval" else ziya2.default_shots(task)
     shot_split = (stock if protocol == "lm-eval" else ziya2).SHOT_SPLIT.get(task) if shots else None
     tests = files.subject_files(task, data, scored)
+    if asked.hub and (not tests or files.missing_subjects(task, data, scored)):
+        from eval.tasks.hub import fetch
+
+        fetch(task, data)
+        tests = files.subject_files(task, data, scored)
     _refuse_unlabelled(task, tests, scored)
     names = _present(task, asked, [scored, *([shot_split] if shot_split else [])])
     examples = files.subject_files(task, data, shot_split) if shot_split else {}
@@ -163,6 +171,7 @@ def _subject(
     wording: dict[str, Any] = {}
     if protocol == "lm-eval":
         config, metric = stock.config(task, name, tests, dev, shots, sandbox), stock.METRIC[task]
+        wording = stock.stock_yaml(task, name)
     else:
         config, metric = ziya2.config(task, name, tests, dev, shots, variant, sandbox), ziya2.METRIC[task]
         wording = prompt(task, variant).model_dump()

@@ -25,7 +25,7 @@ from eval.tasks.scoring import batch_filter, cut
 
 VERSION = 1
 ANSWER_WORDS = re.compile(r"(?:final answer is|answer is|答案是|答案为)\s*[:：]?\s*(.+)", re.IGNORECASE)
-WAIT_FOR_START, WAIT_FOR_ANSWER = 600.0, 120.0  # seconds; the CPU limit inside ends an answer long before
+WAIT_FOR_START, WAIT_FOR_ANSWER = 600.0, 60.0  # seconds; the CPU limit inside ends an answer long before
 
 SPACES = re.compile(r"\\[!,;:> ]|\\q?quad\b|~|\s")
 SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![a-zA-Z])")
