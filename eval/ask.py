@@ -30,7 +30,7 @@ def subjects_of(
 
     return subjects(
         [task], config.protocol, Path(config.data), shots=config.shots, limit=config.limit, variant=variant,
-        split=config.split, allow_missing=config.allow_missing, unsafe_code=config.unsafe_code, warn=warn,
+        split=config.split, allow_missing=config.allow_missing, unsafe_code=config.unsafe_code, hub=config.allow_hub, warn=warn,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval import samples
+from eval import held_out, samples
 from eval.config import EvalConfig
 from ziya.files import read_json, write_json
 
@@ -20,6 +20,7 @@ def finish(out: Path, config: EvalConfig) -> list[dict[str, Any]]:
     base = next((line["model"] for line in models if line["is_base"]), None)
     rows = summarise(read_all(out / "samples", models), models, base, config.protocol, config.seed)
     write_json(out / "results.json", rows)
+    held_out.write_table(out, models, held_out.read(config.ppl), config.seed)
     spread(out, config, models, rows)
     report.write(out)
     return rows

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval import ask, loading, models_found, results, samples, workers
+from eval import ask, held_out, loading, models_found, results, samples, workers
 from eval.cache import Digests, model_identity
 from eval.config import EvalConfig
 from eval.models_found import Found
@@ -132,6 +132,7 @@ class Session:
         self.digests = Digests(out / "cache" / "weights.json")
         self.processes = loading.process_count(config)
         data = Path(config.data)
+        self.documents = held_out.read(config.ppl)
         self.data = {task: self.digests.tree(data / task) for task, _ in wanted}
 
     def evaluate(self, found: Found) -> None:
@@ -148,7 +149,9 @@ class Session:
             path, key = self._place(found, task, variant), self._key(identity, task, subjects)
             if not finished(path, key):
                 pending.append((task, variant, subjects, path, key))
-        if not pending:
+        bits = held_out.key(identity, self.documents)
+        measured = not self.documents or held_out.is_finished(self.out, found.name, bits)
+        if not pending and measured:
             log(f"{found.name}: all {len(self.wanted)} tasks are finished")
             return
         loading.limit_threads(config, 1)
@@ -177,6 +180,11 @@ class Session:
                 **record, "key": key, "model": found.to_json(), "identity": identity, "samples": file_digest(path),
                 "seconds": round(time.monotonic() - start, 3), "tokens_processed": model.processed - before,
             })  # fmt: skip
+
+        if not measured:
+            with Progress(f"{found.name} held-out documents", len(self.documents), "document") as bar:
+                model.advance = bar.advance
+                held_out.ask(self.out, found.name, model, self.documents, bits)
 
     def _answer_in_processes(
         self, found: Found, identity: dict[str, Any], wanted: dict[tuple[str, int], list[Subject]]
