@@ -192,6 +192,14 @@ def paired_test(task: str, pairs: Pairs, protocol: str, seed: str) -> dict[str, 
     }  # fmt: skip
 
 
+def average(task: str, lines: Sequence[dict[str, Any]], protocol: str) -> float | None:
+    """The score of lines alone: macro under `ziya2`, micro under `lm-eval`; None without lines."""
+    if not lines:
+        return None
+    correct = [float(line["correct"]) for line in lines]
+    return macro(grouped(task, lines, correct)) if protocol == "ziya2" else float(np.mean(correct))
+
+
 def _score(task: str, lines: Sequence[dict[str, Any]], protocol: str, seed: str) -> dict[str, Any]:
     correct = [float(line["correct"]) for line in lines]
     groups = grouped(task, lines, correct)
