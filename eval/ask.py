@@ -30,7 +30,7 @@ def subjects_of(
 
     return subjects(
         [task], config.protocol, Path(config.data), shots=config.shots, limit=config.limit, variant=variant,
-        split=config.split, allow_missing=config.allow_missing, unsafe_code=config.unsafe_code, warn=warn,
+        split=config.split, allow_missing=config.allow_missing, unsafe_code=config.unsafe_code, hub=config.allow_hub, warn=warn,
     )  # fmt: skip
 
 
@@ -66,10 +66,16 @@ def harness_tasks(subjects: Sequence[Subject], model: PrefixLM) -> list[Any]:
     return [FittingTask(subject.config, model) for subject in subjects]
 
 
-def fill_cache(subjects: Sequence[Subject], model: PrefixLM) -> None:
-    """Answer every request of the subjects, so that `ask` finds them all stored. Builds the requests that the harness builds."""
+def fill_cache(subjects: Sequence[tuple[Subject, Sequence[int] | None]], model: PrefixLM) -> None:
+    """Answer the requests of subjects, so that `ask` finds them stored. With each subject: which of its portions (None: all).
+
+    Builds the requests that the harness builds.
+    """
     with quiet():
-        for task in harness_tasks(subjects, model):
+        from eval.model import portions
+
+        for subject, wanted in subjects:
+            [task] = harness_tasks([subject], model)
             if task.config.num_fewshot is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=SEED)
@@ -78,7 +84,9 @@ def fill_cache(subjects: Sequence[Subject], model: PrefixLM) -> None:
             for request in task.instances:
                 kinds.setdefault(request.request_type, []).extend([request] * request.repeats)
             for kind, requests in kinds.items():
-                getattr(model, kind)(requests)
+                for number, (_, some) in enumerate(portions(requests, kind)):
+                    if wanted is None or number in wanted:
+                        getattr(model, kind)([requests[place] for place in some])
 
 
 def ask(subjects: Sequence[Subject], model: PrefixLM) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -24,7 +24,8 @@ COMMANDS = {
     "run": "evaluate a model, or every export of a training run, beside its base",
     "report": "write table, curves and page of an evaluated folder again",
 }
-OTHERS: dict[str, str] = {}  # commands that lie in a module of their own: eval/<name>.py with add_arguments and main
+# Commands that lie in a module of their own: eval/<name>.py with add_arguments and main.
+OTHERS = {"contamination": "find benchmark items in training data"}
 # Options of `run` that are settings: dest -> how the value is written as YAML.
 _SETTINGS = (
     "base",
@@ -90,6 +91,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     run.add_argument(
         "--prompt-variants", type=int, metavar="K", help="repeat each task over K wordings, print the spread (1)"
     )
+    run.add_argument("--ppl", metavar="FILES", help="JSONL files of held-out documents: bits per byte by domain, with commas between")
     run.add_argument("--unsafe-code", action="store_true", help="run HumanEval's programs without a sandbox")
     run.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights (auto)")
     run.add_argument("--batch-tokens", type=int, metavar="N", help="tokens of a batch (16384)")

@@ -39,7 +39,8 @@ class EvalConfig(Settings):
         1, "wordings of each prompt that are tried (fewer where a benchmark has fewer); the spread is printed", ge=1
     )
     unsafe_code: bool = free(False, "run HumanEval's generated programs without a sandbox")
-    allow_hub: bool = free(False, "fetch a model from the hub when it is no folder here")
+    allow_hub: bool = free(False, "fetch from the hub: a model that is no folder here, sets that are missing in data")
+    ppl: list[str] = free([], "JSONL files (text, domain) of held-out documents whose bits per byte are measured")
     tokenizer: str | None = fixed(None, "folder of the tokenizer, for models whose own folder has none")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = fixed(
         "auto", "of the weights while they compute; auto: the folder's own on GPUs, float32 on CPUs"
@@ -55,7 +56,7 @@ class EvalConfig(Settings):
     wait_s: float = free(0.0, "seconds to wait for a run's next export after the last one was evaluated", ge=0)
     seed: int = free(1234, "of the bootstrap")
 
-    @field_validator("tasks", mode="before")
+    @field_validator("tasks", "ppl", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         """`ceval,cmmlu` is a list too."""

@@ -17,6 +17,7 @@ from eval.forward import Forward, Row
 LENGTH_NAMES = ("n_positions", "max_position_embeddings", "n_ctx")
 NO_LENGTH, UNSET = 2048, 10**20
 MOST_TOKENS = 256  # generated where a task does not say, as in the harness
+BLOCK = 128  # generated answers that are stored together: what a kill may cost, and what one process takes at a time
 
 
 class Answers(Protocol):
@@ -220,12 +221,9 @@ class PrefixLM(TemplateLM):  # type: ignore[misc]
     def _by_subject(
         self, requests: list[Any], kind: str, run: Callable[[list[Any]], list[Any]], restore: Callable[[Any], Any]
     ) -> list[Any]:
-        """Answers of all requests, a subject (the request's task) at a time: stored ones are read, new ones are stored."""
+        """Answers of all requests, a subject (the request's task) or a block of it at a time: stored ones are read, new ones stored."""
         found: list[Any] = [None] * len(requests)
-        subjects: dict[str, list[int]] = {}
-        for number, request in enumerate(requests):
-            subjects.setdefault(request.task_name or "", []).append(number)
-        for subject, numbers in subjects.items():
+        for subject, numbers in portions(requests, kind):
             some = [requests[number] for number in numbers]
             answers = self.answers.find(subject, kind, some) if self.answers is not None else None
             if answers is None:
@@ -237,3 +235,15 @@ class PrefixLM(TemplateLM):  # type: ignore[misc]
             for number, answer in zip(numbers, answers, strict=True):
                 found[number] = restore(answer)
         return found
+
+
+def portions(requests: Sequence[Any], kind: str) -> list[tuple[str, list[int]]]:
+    """(subject, numbers of requests that are answered and stored together), subjects in the order of their coming."""
+    subjects: dict[str, list[int]] = {}
+    for number, request in enumerate(requests):
+        subjects.setdefault(request.task_name or "", []).append(number)
+    found = []
+    for subject, numbers in subjects.items():
+        size = BLOCK if kind == "generate_until" else len(numbers)
+        found += [(subject, numbers[start : start + size]) for start in range(0, len(numbers), size)]
+    return found

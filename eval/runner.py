@@ -10,13 +10,15 @@ OUT/results.json, table.md ...   eval/statistics.py, eval/report
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval import ask, loading, models_found, samples, workers
+from eval import ask, held_out, loading, models_found, results, samples, workers
 from eval.cache import Digests, model_identity
 from eval.config import EvalConfig
 from eval.models_found import Found
@@ -28,6 +30,7 @@ from ziya.progress import Progress, log
 if TYPE_CHECKING:
     from eval.tasks import Subject
 
+LOCK = ".lock"
 POLL_S = 5.0  # between two looks for a new export
 
 
@@ -44,18 +47,26 @@ def run(config: EvalConfig, *, restart: bool = False) -> list[dict[str, Any]]:
     out = Path(config.output)
     wanted = wanted_subjects(config)
     found = models_found.find(config.model, config.base, every=config.every, allow_hub=config.allow_hub)
-    open_output(out, config, restart)
+    with claimed(out):
+        open_output(out, config, restart)
+        return _run(config, out, wanted, found)
+
+
+def _run(
+    config: EvalConfig, out: Path, wanted: dict[tuple[str, int], list[Subject]], found: Sequence[Found]
+) -> list[dict[str, Any]]:
+    assert config.model is not None
     session = Session(config, out, wanted)
     for model in found:
         session.evaluate(model)
-    rows = finish(out, config)
+    rows = results.finish(out, config)
     deadline = time.monotonic() + config.wait_s
     while config.wait_s and models_found.is_run(Path(config.model)):
         new = [one for one in models_found.exports(Path(config.model), config.every) if one.name not in session.seen]
         for model in new:
             session.evaluate(model)
         if new:
-            rows, deadline = finish(out, config), time.monotonic() + config.wait_s
+            rows, deadline = results.finish(out, config), time.monotonic() + config.wait_s
         elif time.monotonic() >= deadline:
             break
         time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
@@ -76,6 +87,20 @@ def wanted_subjects(config: EvalConfig) -> dict[tuple[str, int], list[Subject]]:
     return found
 
 
+@contextlib.contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Keep a second `ziya-eval run` out of the folder: each would rewrite the other's results."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"{out} is in use by another ziya-eval run: wait for it, or give another --output"
+            ) from error
+        yield
+
+
 def open_output(out: Path, config: EvalConfig, restart: bool) -> None:
     """Claim OUT for the fixed settings, or refuse it."""
     fixed = {name: value for name, field, value in leaves(config) if phase(field) == MEASURING}
@@ -92,7 +117,7 @@ def open_output(out: Path, config: EvalConfig, restart: bool) -> None:
             raise UserError(
                 f"{out} holds scores of other settings ({'; '.join(differing)}): give another --output, or --restart to discard them"
             )
-    elif out.is_dir() and any(out.iterdir()) and not (out / "cache").is_dir():
+    elif {path.name for path in out.iterdir()} - {LOCK, "cache"} and not (out / "cache").is_dir():
         raise UserError(f"{out} holds other files: give an empty or new folder as --output")
     remove_temporaries(out)
     write_json(about, {"settings": fixed})
@@ -107,6 +132,7 @@ class Session:
         self.digests = Digests(out / "cache" / "weights.json")
         self.processes = loading.process_count(config)
         data = Path(config.data)
+        self.documents = held_out.read(config.ppl)
         self.data = {task: self.digests.tree(data / task) for task, _ in wanted}
 
     def evaluate(self, found: Found) -> None:
@@ -123,28 +149,29 @@ class Session:
             path, key = self._place(found, task, variant), self._key(identity, task, subjects)
             if not finished(path, key):
                 pending.append((task, variant, subjects, path, key))
-        if not pending:
+        bits = held_out.key(identity, self.documents)
+        measured = not self.documents or held_out.is_finished(self.out, found.name, bits)
+        if not pending and measured:
             log(f"{found.name}: all {len(self.wanted)} tasks are finished")
             return
         loading.limit_threads(config, 1)
         versions = {one.config["task"]: one.version for _, _, subjects, _, _ in pending for one in subjects}
-        asked = _Asked()
-        model = ask.open_model(found, config, identity, versions, advance=asked.advance)
+        model = ask.open_model(found, config, identity, versions)
         from eval.tasks.letters import check_letters
 
-        for _, _, subjects, _, _ in pending:
-            for subject in subjects:
-                if subject.letters:
-                    check_letters(subject, model.tok_encode)
+        with ask.quiet():
+            for subject in (one for _, _, subjects, _, _ in pending for one in subjects if one.letters):
+                check_letters(subject, model.tok_encode)
+        if self.processes > 1:
+            self._answer_in_processes(
+                found, identity, {(task, variant): subjects for task, variant, subjects, _, _ in pending}
+            )
         for task, variant, subjects, path, key in pending:
             label = f"{found.name} {task}{f' wording {variant}' if variant else ''}"
-            total = sum(one.items * max(1, len(one.letters)) for one in subjects)
+            total = _requests(subjects)
             start, before = time.monotonic(), model.processed
-            with Progress(label, total, "request") as bar, asked.shown(bar):
-                if self.processes > 1:
-                    with asked.hidden():
-                        hands = workers.deal(subjects, self.processes)
-                        workers.answer(hands, variant, found, config, identity, bar.advance)
+            with Progress(label, total, "request") as bar:
+                model.advance = bar.advance
                 entries, record = ask.ask(subjects, model)
             for name, what in record["shortened"].items():
                 log(f"{label}: {name}: {_shortened(what, model.max_length)}")
@@ -153,6 +180,21 @@ class Session:
                 **record, "key": key, "model": found.to_json(), "identity": identity, "samples": file_digest(path),
                 "seconds": round(time.monotonic() - start, 3), "tokens_processed": model.processed - before,
             })  # fmt: skip
+
+        if not measured:
+            with Progress(f"{found.name} held-out documents", len(self.documents), "document") as bar:
+                model.advance = bar.advance
+                held_out.ask(self.out, found.name, model, self.documents, bits)
+
+    def _answer_in_processes(
+        self, found: Found, identity: dict[str, Any], wanted: dict[tuple[str, int], list[Subject]]
+    ) -> None:
+        from eval.model import BLOCK
+
+        hands = workers.deal(workers.units(wanted, BLOCK), self.processes)
+        label = f"{found.name} in {len(hands)} process{'es' if len(hands) > 1 else ''}"
+        with Progress(label, sum(map(_requests, wanted.values())), "request") as bar:
+            workers.answer(hands, found, self.config, identity, bar.advance)
 
     def _place(self, found: Found, task: str, variant: int) -> Path:
         folder = self.out / "samples" if variant == 0 else self.out / "variants" / str(variant)
@@ -167,32 +209,8 @@ class Session:
         return digest(json_bytes([identity, harness, self.data[task], asked]))
 
 
-class _Asked:
-    """Where the model's progress is shown at the moment."""
-
-    def __init__(self) -> None:
-        self._bar: Progress | None = None
-
-    def advance(self, amount: int) -> None:
-        if self._bar is not None:
-            self._bar.advance(amount)
-
-    def shown(self, bar: Progress) -> _Shown:
-        return _Shown(self, bar)
-
-    def hidden(self) -> _Shown:
-        return _Shown(self, None)
-
-
-class _Shown:
-    def __init__(self, asked: _Asked, bar: Progress | None) -> None:
-        self._asked, self._bar = asked, bar
-
-    def __enter__(self) -> None:
-        self._former, self._asked._bar = self._asked._bar, self._bar
-
-    def __exit__(self, *_: object) -> None:
-        self._asked._bar = self._former
+def _requests(subjects: Sequence[Subject]) -> int:
+    return sum(one.items * max(1, len(one.letters)) for one in subjects)
 
 
 def finished(path: Path, key: str) -> bool:
@@ -231,54 +249,4 @@ def register(out: Path, found: Found) -> None:
     write_json(path, ordered)
 
 
-def finish(out: Path, config: EvalConfig) -> list[dict[str, Any]]:
-    """Write results.json from all samples of OUT, the spread over wordings, and the report."""
-    from eval import report
-    from eval.statistics import summarise
-
-    models = [line for line in read_json(out / "models.json") if any((out / "samples" / line["model"]).glob("*.jsonl"))]
-    base = next((line["model"] for line in models if line["is_base"]), None)
-    rows = summarise(read_all(out / "samples", models), models, base, config.protocol, config.seed)
-    write_json(out / "results.json", rows)
-    spread(out, config, models, rows)
-    report.write(out)
-    return rows
-
-
-def read_all(folder: Path, models: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """model -> task -> lines with what scores need."""
-    return {
-        line["model"]: {
-            path.stem: list(samples.read(path, light=True)) for path in sorted((folder / line["model"]).glob("*.jsonl"))
-        }
-        for line in models
-    }
-
-
-def spread(
-    out: Path, config: EvalConfig, models: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Write variants.json: for each model and task the values of all wordings, their mean, least and greatest."""
-    from eval.statistics import summarise
-
-    found: dict[tuple[str, str], list[float]] = {(row["model"], row["task"]): [row["value"]] for row in rows}
-    folders = sorted(
-        (path for path in (out / "variants").glob("*") if path.name.isdigit()), key=lambda path: int(path.name)
-    )
-    for folder in folders:
-        for row in summarise(read_all(folder, models), models, None, config.protocol, config.seed):
-            found.setdefault((row["model"], row["task"]), []).append(row["value"])
-    lines = [
-        {
-            "model": model, "task": task, "values": values, "mean": sum(values) / len(values),
-            "least": min(values), "greatest": max(values),
-        }
-        for (model, task), values in found.items()
-        if len(values) > 1
-    ]  # fmt: skip
-    if lines:
-        write_json(out / "variants.json", lines)
-    return lines
-
-
-__all__ = ["Session", "finish", "finished", "run", "wanted_subjects"]
+__all__ = ["Session", "finished", "run", "wanted_subjects"]

@@ -2,6 +2,7 @@
 
 Added: `task`, `subject`, `category`, `correct` (the score, 0 to 1), `shots` (examples in this prompt), `scores` (every metric under
 every filter), `sample_hash` (of the item and its prompt: equal for two models exactly when both were asked the same).
+Left out: the prompt, where a request of the same item already shows it; MMLU alone would fill 200 MB a model with copies.
 """
 
 from __future__ import annotations
@@ -45,6 +46,15 @@ def lines(subject: Subject, logged: Sequence[dict[str, Any]], shots: Sequence[in
             }
         )
     return sorted(found, key=lambda line: int(line["doc_id"]))
+
+
+def _once(arguments: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Arguments of an item's requests; a context that equals the first request's is "" in the later ones."""
+    found = [list(one) for one in arguments]
+    for one in found[1:]:
+        if one[0] == found[0][0]:
+            one[0] = ""
+    return found
 
 
 def write(path: Path, entries: Sequence[dict[str, Any]]) -> None:

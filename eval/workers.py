@@ -12,7 +12,8 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eval.config import EvalConfig
@@ -22,21 +23,47 @@ from ziya.errors import UserError
 if TYPE_CHECKING:
     from eval.tasks import Subject
 
+GENERATED = 30  # letter questions that take as long as one generated answer, roughly
 
-def deal(subjects: Sequence[Subject], processes: int) -> list[list[Subject]]:
-    """Subjects for each process: the largest first, each to whoever has least; the same every time."""
-    hands: list[list[Subject]] = [[] for _ in range(processes)]
+
+@dataclass(frozen=True)
+class Unit:
+    """What one process answers at a time: a subject, or one portion of a subject of generated answers."""
+
+    task: str
+    variant: int
+    subject: str
+    portion: int | None
+    cost: int
+
+
+def units(wanted: Mapping[tuple[str, int], Sequence[Subject]], block: int) -> list[Unit]:
+    """The subjects of (task, wording) in units. Generated answers cost more and are cut into blocks of `block`."""
+    found = []
+    for (task, variant), subjects in wanted.items():
+        for one in subjects:
+            if one.config.get("output_type") == "generate_until":
+                for number, start in enumerate(range(0, one.items, block)):
+                    cost = GENERATED * min(block, one.items - start)
+                    found.append(Unit(task, variant, one.name, number, cost))
+            else:
+                found.append(Unit(task, variant, one.name, None, one.items))
+    return found
+
+
+def deal(work: Sequence[Unit], processes: int) -> list[list[Unit]]:
+    """Units for each process: the costliest first, each to whoever has least; the same every time."""
+    hands: list[list[Unit]] = [[] for _ in range(processes)]
     load = [0] * processes
-    for subject in sorted(subjects, key=lambda one: (-one.items, one.name)):
+    for unit in sorted(work, key=lambda one: (-one.cost, one.task, one.variant, one.subject, one.portion or 0)):
         who = load.index(min(load))
-        hands[who].append(subject)
-        load[who] += subject.items
+        hands[who].append(unit)
+        load[who] += unit.cost
     return [hand for hand in hands if hand]
 
 
 def answer(
-    hands: Sequence[Sequence[Subject]],
-    variant: int,
+    hands: Sequence[Sequence[Unit]],
     found: Found,
     config: EvalConfig,
     identity: dict[str, Any],
@@ -47,21 +74,7 @@ def answer(
     count = context.Value("q", 0)
     failures = context.Queue()
     processes = [
-        context.Process(
-            target=_work,
-            args=(
-                place,
-                len(hands),
-                hand[0].task,
-                variant,
-                [one.name for one in hand],
-                found,
-                config,
-                identity,
-                count,
-                failures,
-            ),
-        )
+        context.Process(target=_work, args=(place, len(hands), list(hand), found, config, identity, count, failures))
         for place, hand in enumerate(hands)
     ]
     told = 0
@@ -70,11 +83,8 @@ def answer(
             process.start()
         while any(process.is_alive() for process in processes) and not any(process.exitcode for process in processes):
             time.sleep(0.1)
-            told, now = int(count.value), told
-            advance(told - now)
-        for process in processes:
-            if not any(one.exitcode for one in processes):
-                process.join()
+            told, former = int(count.value), told
+            advance(told - former)
         if any(process.exitcode for process in processes):
             _raise(failures, [process.exitcode for process in processes])
         advance(int(count.value) - told)
@@ -96,9 +106,7 @@ def _raise(failures: Any, codes: Sequence[int | None]) -> None:
 def _work(
     place: int,
     processes: int,
-    task: str,
-    variant: int,
-    names: Sequence[str],
+    hand: Sequence[Unit],
     found: Found,
     config: EvalConfig,
     identity: dict[str, Any],
@@ -116,9 +124,17 @@ def _work(
         from eval import ask, loading
 
         loading.limit_threads(config, processes)
-        chosen = {one.name: one for one in ask.subjects_of(task, config, variant, lambda _: None)}
-        mine = [chosen[name] for name in names]
-        versions = {one.config["task"]: one.version for one in mine}
+        mine = []
+        for task, variant in dict.fromkeys((unit.task, unit.variant) for unit in hand):
+            for subject in ask.subjects_of(task, config, variant, lambda _: None):
+                own = [
+                    unit.portion
+                    for unit in hand
+                    if (unit.task, unit.variant, unit.subject) == (task, variant, subject.name)
+                ]
+                if own:
+                    mine.append((subject, None if None in own else [part for part in own if part is not None]))
+        versions = {one.config["task"]: one.version for one, _ in mine}
         ask.fill_cache(mine, ask.open_model(found, config, identity, versions, place, advance))
     except UserError as error:
         failures.put((True, str(error)))
@@ -135,4 +151,4 @@ def _die_with(parent: int) -> None:
     os._exit(1)
 
 
-__all__ = ["answer", "deal"]
+__all__ = ["Unit", "answer", "deal", "units"]

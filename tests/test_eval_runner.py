@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from eval_models import BENCHMARKS, LLAMA2, config, harness_model, scores, write_benchmarks, write_model
 
-from eval import ask, runner
+from eval import ask, runner, workers
 from eval.tasks import Subject
 from ziya.errors import UserError
 
@@ -259,7 +259,9 @@ def test_protocol_lm_eval_equals_the_harness_on_real_items(tmp_path: Path, monke
             assert len(own) == len(logged) == one.items
             for line in own:
                 other = logged[line["doc_id"]]
-                assert line["arguments"] == json.loads(json.dumps(other["arguments"]))
+                context = line["arguments"][0][0]
+                whole = [[asked[0] or context, *asked[1:]] for asked in line["arguments"]]
+                assert whole == json.loads(json.dumps(other["arguments"]))
                 assert line["correct"] == other[metric]
                 correct.append(float(other[metric]))
                 for answer, expected in zip(line["resps"], other["resps"], strict=True):
@@ -269,3 +271,48 @@ def test_protocol_lm_eval_equals_the_harness_on_real_items(tmp_path: Path, monke
                         assert answer[0][0] == pytest.approx(expected[0][0], abs=1e-4)
                         assert answer[0][1] == expected[0][1]
         assert rows[task]["value"] == pytest.approx(sum(correct) / len(correct))
+
+
+def test_a_folder_in_use_is_refused(world: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with runner.claimed(out), pytest.raises(UserError, match="in use by another ziya-eval run"):
+        runner.run(config(world[0] / "first", world[1], out))
+
+
+def test_waiting_takes_what_comes(world: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two exports appear while the run waits; the wait begins again after each, and ends."""
+    run, out = tmp_path / "run", tmp_path / "out"
+
+    def export(step: int) -> None:
+        folder = run / "exports" / f"step-{step}"
+        shutil.copytree(world[0] / "first", folder)
+        (folder / "ziya.json").write_text(json.dumps({"step": step, "stage": 1, "tokens": step}))
+
+    export(1)
+    coming = [2, 3]
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+        if coming and clock[0] > 10 * (3 - len(coming)):
+            export(coming.pop(0))
+
+    monkeypatch.setattr(runner.time, "sleep", sleep)
+    monkeypatch.setattr(runner.time, "monotonic", lambda: clock[0])
+    rows = runner.run(config(run, world[1], out, tasks=["cmmlu"], limit=1, wait_s=12.0))
+    assert [row["step"] for row in rows] == [1, 2, 3] and not coming
+    assert clock[0] < 60
+
+
+def test_work_is_cut_and_dealt_evenly(world: tuple[Path, Path], tmp_path: Path) -> None:
+    settings = config(world[0] / "first", world[1], tmp_path)
+    wanted = {(task, 0): ask.subjects_of(task, settings) for task in ("mmlu", "cmmlu", "gsm8k")}
+    work = workers.units(wanted, 5)
+    assert [(one.task, one.subject, one.portion) for one in work] == [
+        ("mmlu", "abstract_algebra", None), ("mmlu", "college_computer_science", None), ("cmmlu", "agronomy", None),
+        ("gsm8k", "gsm8k", 0), ("gsm8k", "gsm8k", 1), ("gsm8k", "gsm8k", 2),
+    ]  # fmt: skip
+    hands = workers.deal(work, 3)
+    assert sorted(map(str, work)) == sorted(str(unit) for hand in hands for unit in hand)
+    assert [{unit.task for unit in hand} for hand in hands] == [{"gsm8k"}, {"gsm8k"}, {"gsm8k", "mmlu", "cmmlu"}]
+    assert len(workers.deal(work[:2], 8)) == 2
