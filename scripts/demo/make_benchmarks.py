@@ -21,7 +21,7 @@ from crawl_pages import topics
 from make_texts import maths
 
 SUBJECTS = {"mmlu": "miscellaneous", "cmmlu": "elementary_information_and_technology", "ceval": "computer_network"}
-DEV, SCORED = 5, 20
+DEV, SCORED = 5, 10
 ASK = {"en": "Which article has this sentence: {}", "zh": "下面这句话出自哪一篇文章：{}"}
 
 FUNCTIONS = [

@@ -114,7 +114,7 @@ def measured(base: str) -> None:
         [
             *EVALUATION,
             *("run", f"{TRAIN}/run", "--base", base, "--data", benchmarks, "--output", scores, "allow_missing=true"),
-            *("--ppl", f"{texts}/heldout_zh.jsonl", f"{texts}/heldout_en.jsonl"),
+            *("--ppl", f"{texts}/heldout_zh.jsonl,{texts}/heldout_en.jsonl"),
         ],
         [PYTHON, "scripts/demo/check_training.py", scores],
     )
@@ -129,7 +129,9 @@ def main() -> None:
     extend(base)
     stages()
     measured(base)
-    print(f"\ndemo: done in {time.monotonic() - started:.0f} s. Open {OUT}/report.html and {TRAIN}/scores/report.html in a")
+    print(
+        f"\ndemo: done in {time.monotonic() - started:.0f} s. Open {OUT}/report.html and {TRAIN}/scores/report.html in a"
+    )
     print("browser; try:")
     print(f"  .venv/bin/ziya-data explain {OUT} --url URL      # any URL of {OUT}/decisions")
     print(f"  .venv/bin/ziya-data decide {OUT} rules.min_chars.en=400")
