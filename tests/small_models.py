@@ -95,6 +95,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def context() -> Any:
+    """How processes of a test world start: forked from one server per session that has imported the heavy packages (6 s),
+    so that each process costs a fork. Nothing there has computed yet, so no thread is lost by forking."""
+    os.environ["DS_ACCELERATOR"] = "cpu"  # read at DeepSpeed's import
+    found = torch.multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["deepspeed", "transformers.models.llama.modeling_llama", "training.checks"])
+    return found
+
+
 def join(rank: int, world: int, port: int) -> None:
     """Make this process rank `rank` of a gloo world on this machine."""
     warnings.filterwarnings("ignore")
@@ -112,9 +121,9 @@ def join(rank: int, world: int, port: int) -> None:
 def run_world(work: Callable[..., Any], world: int, folder: Path, *arguments: Any) -> list[Any]:
     """`work(rank, *arguments)` in `world` spawned processes joined by gloo; what each returned, by rank."""
     port = free_port()
-    context = torch.multiprocessing.get_context("spawn")
+    start = context()
     processes = [
-        context.Process(target=_process, args=(work, rank, world, port, folder, arguments)) for rank in range(world)
+        start.Process(target=_process, args=(work, rank, world, port, folder, arguments)) for rank in range(world)
     ]
     for process in processes:
         process.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -20,8 +21,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training import watch
 from training.launch import only_one, read_hostfile
 from training.metrics import TIMED, read_lines
+from training.reshard import Stored
 from training.state import RunState
 from ziya.errors import UserError
+from ziya.exports import read_export
 from ziya.files import read_json
 from ziya.ledger import read_ledger
 
@@ -147,6 +150,46 @@ def test_an_error_of_a_rank_is_told_once(made: Path, tmp_path: Path) -> None:
     assert code == 2 and len(errors) == 1 and "1 steps in a row were refused" in errors[0], said
     skipped = [line for line in train_runs.lines(run) if line["skipped"]]
     assert len(skipped) == 2 and all(line["documents"][0][0] == "text" for line in skipped)
+
+
+def test_exports_are_made_while_training_goes_on(made: Path, tmp_path: Path) -> None:
+    """Each so many tokens, in a process of its own; it loads, and tells the step and the tokens of its checkpoint."""
+    from transformers import AutoModelForCausalLM
+
+    run = tmp_path / "run"
+    tokens = 4 * train_runs.LENGTH
+    more = [f"stages.0.tokens={16 * tokens}.0", "checkpoint.every_steps=4", "checkpoint.keep=1"]
+    more += [f"checkpoint.export_every_tokens={10 * tokens}.0"]
+    code, said = train_runs.finish(train_runs.start(train_runs.arguments(made, run, *more)))
+    assert code == 0 and "an export failed" not in said, said
+    # Saved at 4, 8, 12 and, at the end, 16: ten steps lie behind 12 only, and step 12 was read while others were pruned.
+    assert [path.name for path in (run / "exports").iterdir()] == ["step-12"]
+    about = read_export(run / "exports" / "step-12")
+    assert (about.step, about.stage, about.tokens) == (12, 1, 12 * tokens)
+    assert AutoModelForCausalLM.from_pretrained(run / "exports" / "step-12").config.vocab_size == 128
+    assert (run / "latest").read_text() == "step-16\n"
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_stands(made: Path, tmp_path: Path) -> None:
+    """RUN on a disk of 1 MB, which holds two checkpoints: the first failed save is made up for, the second ends the run."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here (not root)")
+    try:
+        run = disk / "run"
+        more = [f"stages.0.tokens={40 * 4 * train_runs.LENGTH}.0", "checkpoint.every_steps=4"]
+        code, said = train_runs.finish(train_runs.start(train_runs.arguments(made, run, *more)))
+        errors = [line for line in said.splitlines() if line.startswith(("error", "Traceback"))]
+        assert code == 2 and len(errors) == 1 and "step-16 was not saved (no space left on the disk" in errors[0], said
+        assert "step-12 was not saved" in said and "training goes on" in said
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-4", "step-8"]
+        assert (run / "latest").read_text() == "step-8\n"
+        for step in (4, 8):
+            Stored(run / "checkpoints" / f"step-{step}").verify()
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
 
 
 def test_hostfiles(tmp_path: Path) -> None:

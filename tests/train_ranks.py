@@ -1,7 +1,10 @@
-"""Two gloo ranks that live for a whole test session: imports are paid once, each job gets its own process groups."""
+"""Gloo ranks for tests: forked for each job from one server that has imported the heavy packages once for the session."""
 
 from __future__ import annotations
 
+import pickle
+import queue
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -10,54 +13,48 @@ from typing import Any
 import small_models
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 Job = Callable[..., Any]
+TIMEOUT_S = 600.0
 
 
-def _serve(rank: int, world: int, port: int, inbox: Any, outbox: Any) -> None:
-    small_models.join(rank, world, port)
-    while (work := inbox.get()) is not None:
-        job, arguments = work
-        try:
-            outbox.put((rank, job(rank, *arguments), None))
-        except BaseException:
-            outbox.put((rank, None, traceback.format_exc()))
-            break
-    dist.destroy_process_group()
+def _serve(rank: int, world: int, port: int, outbox: Any, job: Job, arguments: tuple[Any, ...]) -> None:
+    try:
+        small_models.join(rank, world, port)
+        outbox.put((rank, pickle.dumps(job(rank, *arguments)), None))  # by value: this process ends
+        dist.destroy_process_group()
+    except BaseException:
+        outbox.put((rank, None, traceback.format_exc()))
 
 
-class Ranks:
-    """`world` processes; `run(job, *arguments)` calls job(rank, *arguments) on each and gives the results by rank."""
-
-    def __init__(self, world: int) -> None:
-        context = mp.get_context("spawn")
-        self.world, self.outbox = world, context.Queue()
-        self.inboxes = [context.Queue() for _ in range(world)]
-        port = small_models.free_port()
-        self.processes = [
-            context.Process(target=_serve, args=(rank, world, port, self.inboxes[rank], self.outbox), daemon=True)
-            for rank in range(world)
-        ]
-        for process in self.processes:
-            process.start()
-
-    def run(self, job: Job, *arguments: Any) -> list[Any]:
-        for inbox in self.inboxes:
-            inbox.put((job, arguments))
-        results: list[Any] = [None] * self.world
-        for _ in range(self.world):
-            rank, result, error = self.outbox.get(timeout=300)
+def run_ranks(world: int, job: Job, *arguments: Any) -> list[Any]:
+    """What job(rank, *arguments) gives on each of `world` ranks. Processes are new, so no group or thread outlives its job."""
+    context = small_models.context()
+    outbox, port = context.Queue(), small_models.free_port()
+    processes = [
+        context.Process(target=_serve, args=(rank, world, port, outbox, job, arguments), daemon=True)
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    results: dict[int, Any] = {}
+    deadline = time.monotonic() + TIMEOUT_S
+    try:
+        while len(results) < world:
+            try:
+                rank, result, error = outbox.get(timeout=5)
+            except queue.Empty:
+                ended = [process.exitcode for process in processes]
+                assert not any(ended) and time.monotonic() < deadline, f"ranks gave no result; exit codes {ended}"
+                continue
             assert error is None, f"rank {rank}:\n{error}"
-            results[rank] = result
-        return results
-
-    def close(self) -> None:
-        for inbox in self.inboxes:
-            inbox.put(None)
-        for process in self.processes:
+            results[rank] = pickle.loads(result)
+        for process in processes:
             process.join(timeout=20)
+    finally:
+        for process in processes:
             process.kill()
+    return [results[rank] for rank in range(world)]
 
 
 def tiny(seed: int = 0, *, tied: bool = False, layers: int = 4) -> tuple[Any, Any, dict[str, torch.Tensor]]:

@@ -21,7 +21,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 import torch.distributed as dist
 
 from training import reshard
@@ -35,6 +34,7 @@ from training.reshard import (
     Manifest,
     Stored,
     adam_steps,
+    flat_masters,
     owned,
     replicated,
 )
@@ -116,6 +116,8 @@ class Checkpoints:
         # Reports are small and must not wait behind the GPUs' queues.
         self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=2)) if self._many else None
         self._pending: _Pending | None = None
+        self.held: int | None = None
+        """A step that is being read and must not be pruned."""
         self._together(lambda: recover(run) if self.rank == 0 else None)
 
     def save(self, step: int, extras: dict[str, Any], *, wait: bool) -> None:
@@ -147,7 +149,7 @@ class Checkpoints:
             self._clear()
             raise self._failed(step, str(error)) from error
         self._pending = pending
-        steps = adam_steps(self.engine.adam)
+        steps = adam_steps(self.engine)
         if self.settings.background and not wait:
             pending.thread = threading.Thread(target=self._write, args=(pending, fragments, steps), name="checkpoint")
             pending.thread.start()
@@ -252,7 +254,7 @@ class Checkpoints:
             first = {int(one.manifest.tokens // every): one for one in reversed(stored)}
             kept |= {one.step for share, one in first.items() if share}
         for one in stored:
-            if one.step not in kept:
+            if one.step not in kept and one.step != self.held:
                 trash = one.folder.with_name(f"step-{one.step}{_TEMPORARY}")
                 one.folder.rename(trash)  # first, so that a folder in the middle of its removal never looks whole
                 shutil.rmtree(trash)
@@ -275,12 +277,9 @@ class Checkpoints:
 
         stored = self._together(check)
         self._together(lambda: reshard.fill(stored, owned(self.engine), self.place.tensor, self.layout.tensor))
-        for group in self.engine.adam.param_groups:
-            for weight in group["params"]:
-                self.engine.adam.state[weight]["step"].fill_(stored.manifest.adam_steps[group["kind"]])
-        if hasattr(self.engine.optimizer, "update_lp_params"):  # ZeRO: masters -> weights, gathered over data ranks
-            with torch.no_grad():
-                self.engine.optimizer.update_lp_params()
+        for kind, weight in flat_masters(self.engine):
+            self.engine.adam.state[weight]["step"].fill_(stored.manifest.adam_steps[kind])
+        self.engine.refresh()
         extras: dict[str, Any] = stored.manifest.extras
         return extras
 

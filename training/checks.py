@@ -111,7 +111,7 @@ def equal_batches(place: Place, first: Sequence[Packed]) -> str:
 
 def accumulation(engine: Engine) -> str:
     """Gradients are summed in FP32, also under BF16."""
-    kinds = {gradient.dtype for _, _, gradient in engine.gradients()}
+    kinds = {gradient.values.dtype for gradient in engine.gradients()}
     good = kinds <= {torch.float32} and (bool(kinds) or not engine.bf16)
     _agree(good, f"gradients are summed in {', '.join(map(str, kinds)) or 'nothing that can be seen'}, not in FP32")
     return "gradients are summed in FP32"
@@ -154,7 +154,7 @@ def logits(engine: Engine, batches: Sequence[Packed]) -> torch.Tensor:
     """float32 [T, vocabulary] of the first micro-batch on the last pipeline stage, empty elsewhere."""
 
     def step(rows: Any, model: Llama) -> tuple[torch.Tensor, Any]:
-        return model(next(rows)), partial(_keep, model)
+        return model(next(rows)), partial(_keep, engine, model)
 
     with torch.no_grad():
         found: list[torch.Tensor] = engine.run_schedule(
@@ -169,7 +169,8 @@ def logits(engine: Engine, batches: Sequence[Packed]) -> torch.Tensor:
     return found[0] if found else torch.empty(0, 0)
 
 
-def _keep(model: Llama, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    values = model.logits(hidden).detach()
+def _keep(engine: Engine, model: Llama, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    with engine.gathered(model.head_weight):
+        values = model.logits(hidden).detach()
     zero = torch.zeros((), device=hidden.device)
     return zero, torch.zeros((), dtype=torch.int, device=hidden.device), values

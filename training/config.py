@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from ziya.config import Settings, load, required
 from ziya.config import deciding as free
@@ -19,6 +19,9 @@ class ModelSettings(Settings):
     """What is trained."""
 
     base: str = required("Hugging Face folder to start from: what `ziya-train init` left, or a base model")
+    shape: str | None = free(
+        None, "config.json of base's shape, for `ziya-train plan` where base is not there yet (configs/models/)"
+    )
     kernel: Literal["auto", "flash", "torch", "plain"] = free(
         "auto",
         "attention kernel: flash-attn, torch's variable-length one, or SDPA per document; auto takes the best here",
@@ -32,6 +35,15 @@ class ModelSettings(Settings):
         "bf16", "bf16: BF16 compute with FP32 masters, accumulation and reduction; fp32 for small models and tests"
     )
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_fp16(cls, value: Any) -> Any:
+        if str(value).lower() in ("fp16", "float16", "half", "16"):
+            raise ValueError(
+                "FP16 is refused: Ziya2 was begun in it, and overflows gave loss spikes late in training that BF16 ended; set bf16"
+            )
+        return value
+
 
 class ParallelSettings(Settings):
     """Who holds what; another layout resumes through resharding."""
@@ -41,7 +53,7 @@ class ParallelSettings(Settings):
     pipeline: int = free(1, "pipeline-parallel size", ge=1)
     chunks: int = free(1, "model pieces per pipeline stage; above 1 the schedule is interleaved", ge=1)
     zero: Literal[0, 1, 2, 3] = free(
-        1, "ZeRO stage: 1; the others are refused, with the reason"
+        1, "ZeRO stage: 1 anywhere; 2 (gradients cut up too) and 3 (weights too) without pipeline; 0 is refused"
     )
 
 
@@ -156,6 +168,7 @@ class CheckpointSettings(Settings):
     keep_every_tokens: float | None = free(None, "also keep one checkpoint each so many tokens", gt=0)
     background: bool = free(True, "write from a host copy while training goes on")
     export_every_tokens: float | None = free(None, "export to Hugging Face each so many tokens", gt=0)
+    export_samples: bool = free(False, "let each such export write on from a few beginnings (samples.md)")
 
 
 class TelemetrySettings(Settings):

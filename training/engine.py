@@ -1,24 +1,27 @@
 """megatron-core's schedules on the bare model, DeepSpeed for the reduction, the FP32 masters and the update.
 
-DeepSpeed's own forward and backward are not used (ZeRO-1): after the schedule, gradients of replicated weights under
+DeepSpeed's own forward and backward are not used in ZeRO-1: after the schedule, gradients of replicated weights under
 sequence parallelism are summed over the tensor group, then `engine.step()` reduces over data-parallel ranks, clips and
-updates. See training/README.md for why.
+updates. See training/README.md for why. ZeRO-2 and 3 go through DeepSpeed's backward pass instead: partitioned.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
+from training import partitioned
 from training.config import OptimizerSettings
 from training.layout import DeepSpeedView, Layout
 from training.model import Llama
 from training.rows import Packed
+from training.weights import EMBEDDING, GROUPS, PLAIN, group_of
 
 
 @dataclass(frozen=True)
@@ -33,18 +36,17 @@ class StepResult:
     losses: list[torch.Tensor]
 
 
+class Gradient(NamedTuple):
+    """The gradient of native weight `name`, or its flat values from `start` on."""
+
+    name: str
+    weight: torch.nn.Parameter
+    values: torch.Tensor
+    start: int = 0
+
+
 Judgement = Callable[[float, float], str]
 """(loss, gradient norm before clipping) -> why the update must not be made, or an empty string."""
-
-EMBEDDING, MATRIX, PLAIN = "embedding", "matrix", "plain"
-
-
-def group_of(name: str, weight: torch.Tensor) -> str:
-    """The optimizer group of a native weight: embedding and head, other matrices, norms and biases."""
-    if name.endswith(("embedding.weight", "head.weight")):
-        return EMBEDDING
-    return MATRIX if weight.dim() > 1 else PLAIN
-
 
 def deepspeed_settings(layout: Layout, optimizer: OptimizerSettings, *, bf16: bool) -> dict[str, Any]:
     """The configuration with which DeepSpeed's ZeRO is exact under schedules that are not its own."""
@@ -64,7 +66,12 @@ def deepspeed_settings(layout: Layout, optimizer: OptimizerSettings, *, bf16: bo
         },
         "wall_clock_breakdown": False,
     }
-    if bf16:
+    if layout.zero > 1:
+        more = partitioned.settings(layout.zero)
+        settings["zero_optimization"] |= more.pop("zero_optimization", {})
+        settings |= more
+        settings["bf16"] = {"enabled": bf16}
+    elif bf16:
         # FP32 accumulation makes DeepSpeed choose BF16_Optimizer; hooks add each micro-batch to the FP32 sum at once.
         settings["bf16"] = {"enabled": True, "immediate_grad_update": True}
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
@@ -81,7 +88,9 @@ class Engine:
 
         self.chunks, self.layout, self.settings = list(chunks), layout, settings
         self.bf16 = chunks[0].numerics.bf16
-        self.module = torch.nn.ModuleList(self.chunks) if len(self.chunks) > 1 else self.chunks[0]
+        self.partitioned = layout.zero > 1
+        whole: torch.nn.Module = torch.nn.ModuleList(self.chunks) if len(self.chunks) > 1 else self.chunks[0]
+        objective = partitioned.Objective(self.chunks[0]) if self.partitioned else None
         named = [(name, weight) for chunk in self.chunks for name, weight in chunk.named_parameters()]
         groups: list[dict[str, Any]] = [
             {
@@ -89,7 +98,7 @@ class Engine:
                 "weight_decay": 0.0 if kind == PLAIN else settings.weight_decay,
                 "kind": kind,
             }
-            for kind in (EMBEDDING, MATRIX, PLAIN)
+            for kind in GROUPS
         ]
         self.adam = torch.optim.AdamW(
             [group for group in groups if group["params"]],
@@ -107,13 +116,17 @@ class Engine:
         # It asks for forced reports: nine full garbage collections and prints for each optimizer that is made.
         bf16_optimizer.see_memory_usage = lambda *_, **__: None
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
-            model=self.module,
+            model=objective or whole,
             optimizer=self.adam,
             config=deepspeed_settings(layout, settings, bf16=self.bf16),
             mpu=DeepSpeedView(),
             dist_init_required=False,
         )
         self.run_schedule = get_forward_backward_func()
+        if self.partitioned:
+            if layout.zero == 3 and objective is not None:
+                objective.share_head()
+            self._finish, self.optimizer.step = self.optimizer.step, self._step_partitioned
 
     def forward_backward(
         self, batches: Sequence[Packed], scale: float, *, forward_only: bool = False
@@ -122,6 +135,8 @@ class Engine:
 
         Returns the losses float32 [T] of each micro-batch on the last stage, nothing elsewhere.
         """
+        if self.partitioned:
+            return partitioned.run(self, batches, scale, forward_only=forward_only)
         length = len(batches[0].tokens)
         losses: list[torch.Tensor] = self.run_schedule(
             forward_step_func=_forward_step(scale),
@@ -141,8 +156,9 @@ class Engine:
         global batch, `rate` the learning rate; `judge` may refuse the update and must answer alike on every rank."""
         # DeepSpeed averages over data-parallel ranks, the loss is a sum over them.
         losses = self.forward_backward(batches, self.layout.data / max(targets, 1.0))
-        self.sum_replicated()
-        self._freeze()
+        if not self.partitioned:
+            self.sum_replicated()
+            self._freeze()
         self._loss = self.mean_loss(losses, batches, targets)
         self._judge, self._reason = judge, None
         for group in self.optimizer.param_groups:
@@ -163,6 +179,29 @@ class Engine:
             self._reason = self._judge(self._loss, float(self.optimizer._global_grad_norm))
         return None if self._reason else self._update(closure)
 
+    def _step_partitioned(self, *arguments: Any, **options: Any) -> Any:
+        """DeepSpeed's optimizer step, gradients made ready before the norm is taken in it."""
+        self.sum_replicated()
+        self._freeze()
+        return self._finish(*arguments, **options)
+
+    def refresh(self) -> None:
+        """Weights anew from the masters, gathered over data-parallel ranks; collective."""
+        if self.layout.zero == 3:
+            partitioned.refresh(self)
+        elif hasattr(self.optimizer, "update_lp_params"):
+            with torch.no_grad():
+                self.optimizer.update_lp_params()
+
+    def gathered(self, weight: torch.nn.Parameter) -> contextlib.AbstractContextManager[Any]:
+        """Inside it `weight` is whole on this rank; collective over data-parallel ranks."""
+        from deepspeed import zero
+
+        if self.layout.zero != 3:
+            return contextlib.nullcontext()
+        context: contextlib.AbstractContextManager[Any] = zero.GatheredParameters([weight])
+        return context
+
     def reset_moments(self) -> None:
         """Forget first and second moments and AdamW's step counts; masters stay."""
         for state in self.adam.state.values():
@@ -175,13 +214,12 @@ class Engine:
         norm, so that neither clipping nor moments see them."""
         if self.frozen_below is None:
             return
-        for name, weight, gradient in self.gradients():
-            if group_of(name, weight) != EMBEDDING:
-                gradient.zero_()
+        for found in self.gradients():
+            if group_of(found.name, found.weight) != EMBEDDING:
+                found.values.zero_()
             elif self.frozen_below:
-                old = self.frozen_below - self.chunks[0].first_row
-                if old > 0:
-                    gradient.view(weight.shape)[:old] = 0
+                old = (self.frozen_below - self.chunks[0].first_row) * self.chunks[0].shape.hidden - found.start
+                found.values.view(-1)[: max(old, 0)] = 0
 
     def mean_loss(self, losses: Sequence[torch.Tensor], batches: Sequence[Packed], targets: float) -> float:
         """The global batch's mean loss, on every rank, in float64."""
@@ -195,19 +233,24 @@ class Engine:
         dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
         return float(total) / max(targets, 1.0)
 
-    def gradients(self) -> Iterator[tuple[str, torch.nn.Parameter, torch.Tensor]]:
-        """(name, weight, its gradient as accumulated: FP32 under BF16) of every weight of this rank that has one."""
-        if hasattr(self.optimizer, "fp32_groups_gradients"):
-            names = {id(weight): name for name, weight in self.module.named_parameters()}
+    def gradients(self) -> Iterator[Gradient]:
+        """Gradients as accumulated (FP32 under BF16) of every weight of this rank that has one, in place; under ZeRO-2 and 3
+        the parts of them that this rank holds."""
+        if self.partitioned:
+            for part, values in partitioned.gradients(self):
+                yield Gradient(part.name, part.weight, values, part.start)
+        elif hasattr(self.optimizer, "fp32_groups_gradients"):
+            names = {id(weight): name for chunk in self.chunks for name, weight in chunk.named_parameters()}
             for weights, gradients in zip(
                 self.optimizer.bf16_groups, self.optimizer.fp32_groups_gradients, strict=True
             ):
                 for weight, gradient in zip(weights, gradients, strict=True):
-                    yield names[id(weight)], weight, gradient
-            return
-        for name, weight in self.module.named_parameters():
-            if weight.grad is not None:
-                yield name, weight, weight.grad
+                    yield Gradient(names[id(weight)], weight, gradient.view(weight.shape))
+        else:
+            for chunk in self.chunks:
+                for name, weight in chunk.named_parameters():
+                    if weight.grad is not None:
+                        yield Gradient(name, weight, weight.grad)
 
     def sum_replicated(self) -> None:
         """Sum over the tensor group the gradients of weights that saw only their part of the row (sequence parallel)."""
@@ -215,7 +258,7 @@ class Engine:
 
         if not self.layout.sequence:
             return
-        parts = [gradient for _, weight, gradient in self.gradients() if getattr(weight, "sequence_parallel", False)]
+        parts = [found.values for found in self.gradients() if getattr(found.weight, "sequence_parallel", False)]
         if parts:
             flat = torch.cat([part.reshape(-1) for part in parts])
             dist.all_reduce(flat, group=parallel_state.get_tensor_model_parallel_group())

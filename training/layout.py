@@ -71,12 +71,10 @@ def check_layout(layout: Layout, shape: Architecture, *, length: int, microbatch
         problems.append(
             f"interleaving needs micro-batches ({microbatches}) in multiples of parallel.pipeline ({layout.pipeline})"
         )
-    if layout.zero not in (0, 1, 2, 3):
-        problems.append(f"parallel.zero {layout.zero}: 0 or 1")
-    if layout.zero >= 2:
+    if layout.zero >= 2 and layout.pipeline > 1:
         problems.append(
-            f"parallel.zero {layout.zero} partitions gradients in DeepSpeed's own backward pass, which megatron-core's schedules do "
-            f"not call: use parallel.zero=1"
+            f"parallel.zero {layout.zero} cuts gradients up in each backward pass, which a pipeline's schedule interleaves "
+            f"between stages: use parallel.zero=1, or parallel.pipeline=1"
         )
     if layout.zero == 0:
         problems.append(
@@ -99,10 +97,16 @@ def start_groups(layout: Layout) -> None:
 
 
 def stop_groups() -> None:
-    """Forget the process groups, so that other ones can be made."""
+    """End the process groups but the world's, so that other ones can be made.
+
+    megatron-core only forgets them; each gloo group keeps a thread of its own, and a few hundred of those starve a machine.
+    """
     from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()
+    world = dist.distributed_c10d._get_default_group()
+    for group in [one for one in dist.distributed_c10d._world.pg_map if one is not world]:
+        dist.destroy_process_group(group)
 
 
 @dataclass(frozen=True)

@@ -152,9 +152,10 @@ def _after_skip(
 
 
 def set_phase(engine: Engine, stage: StageSettings, state: RunState, new_rows: int, log: Callable[[str], None]) -> None:
-    """Enter or leave the embeddings-only phase; at its end all moments are reset."""
+    """Enter or leave the embeddings-only phase; at both ends all moments are reset."""
     wanted = state.stage_tokens < stage.embeddings_only_tokens
     if wanted and not state.frozen:
+        engine.reset_moments()  # carried ones would move what has no gradient now
         log(f"embeddings-only phase: {stage.embeddings_only_tokens:g} tokens, rows: {stage.embeddings_only_rows}")
     if state.frozen and not wanted:
         engine.reset_moments()

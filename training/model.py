@@ -15,7 +15,8 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.utils.checkpoint import checkpoint
 
-from training import attention, rotary
+from training import attention, fused, rotary
+from training.activation import swiglu
 from training.architecture import Architecture
 from training.layout import Layout
 from training.loss import cross_entropy, head_logits
@@ -25,10 +26,12 @@ from training.rows import Packed
 
 @dataclass(frozen=True)
 class Numerics:
-    """How the same model is computed: dtype, attention kernel, recomputation (`none`, `attention`, `layer`), loss chunk."""
+    """How the same model is computed: dtype, attention kernel, fused kernels where they can run, recomputation (`none`,
+    `attention`, `layer`), loss chunk."""
 
     bf16: bool = True
     kernel: str = "auto"
+    fused: bool = True
     recompute: str = "none"
     loss_chunk: int = 1024
     z_loss: float = 0.0
@@ -84,6 +87,7 @@ class Attention(torch.nn.Module):
         self.qkv = _column(shape.hidden, width, config, bias=shape.qkv_bias)
         self.out = _row(shape.heads * shape.head_dim, shape.hidden, config)
         self.kernel = attention.choose(numerics.kernel)
+        self.rotate = fused.choose(rotary.rotate, numerics.fused)
         self.recompute = numerics.recompute == "attention"
 
     def forward(self, hidden: torch.Tensor, rows: Packed, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -98,22 +102,22 @@ class Attention(torch.nn.Module):
 
     def _attend(self, mixed: torch.Tensor, rows: Packed, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         query, key, value = mixed.split((self.per_group, 1, 1), dim=2)
-        query = rotary.rotate(query.reshape(len(mixed), -1, self.head_dim), *tables)
-        key = rotary.rotate(key[:, :, 0], *tables)
+        query = self.rotate(query.reshape(len(mixed), -1, self.head_dim), *tables)
+        key = self.rotate(key[:, :, 0], *tables)
         return self.kernel(query, key, value[:, :, 0], rows).reshape(len(mixed), 1, -1)
 
 
 class FeedForward(torch.nn.Module):
-    """SwiGLU (Shazeer 2020); `up` holds this rank's rows of the gate, then of the other half."""
+    """The feed-forward part with SwiGLU; `up` holds this rank's rows of the gate, then of the other half."""
 
-    def __init__(self, shape: Architecture, config: TransformerConfig) -> None:
+    def __init__(self, shape: Architecture, config: TransformerConfig, numerics: Numerics) -> None:
         super().__init__()
+        self.activation = fused.choose(swiglu, numerics.fused)
         self.up = _column(shape.hidden, 2 * shape.ffn, config)
         self.down = _row(shape.ffn, shape.hidden, config)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        gate, other = self.up(hidden)[0].chunk(2, dim=-1)
-        output: torch.Tensor = self.down(torch.nn.functional.silu(gate) * other)[0]
+        output: torch.Tensor = self.down(self.activation(self.up(hidden)[0]))[0]
         return output
 
 
@@ -125,7 +129,7 @@ class Layer(torch.nn.Module):
         self.attention_norm = _norm(shape, config, numerics)
         self.attention = Attention(shape, config, numerics)
         self.mlp_norm = _norm(shape, config, numerics)
-        self.mlp = FeedForward(shape, config)
+        self.mlp = FeedForward(shape, config, numerics)
 
     def forward(self, hidden: torch.Tensor, rows: Packed, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         hidden = hidden + self.attention(self.attention_norm(hidden), rows, tables)
@@ -134,7 +138,13 @@ class Layer(torch.nn.Module):
 
 
 def _norm(shape: Architecture, config: TransformerConfig, numerics: Numerics) -> RMSNorm:
-    return RMSNorm(shape.hidden, shape.norm_eps, numerics.dtype, sequence_parallel=config.sequence_parallel)
+    return RMSNorm(
+        shape.hidden,
+        shape.norm_eps,
+        numerics.dtype,
+        sequence_parallel=config.sequence_parallel,
+        fuse=numerics.fused,
+    )
 
 
 def _column(inputs: int, outputs: int, config: TransformerConfig, bias: bool = False) -> Any:

@@ -20,6 +20,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from training import partitioned
 from training.architecture import Architecture, RopeScaling
 from training.hf_files import expected
 from training.weights import native_to_whole, whole_to_native
@@ -115,46 +116,63 @@ def native_size(name: str, shape: Architecture, ranks: int) -> torch.Size:
     return whole_to_native(name, lambda whole: torch.empty(sizes[whole], device="meta"), shape, 0, ranks).shape
 
 
-def ensure_moments(adam: torch.optim.Optimizer) -> None:
-    """Give every weight of AdamW that has no moments yet what its first step would start from: zeros, at step 0."""
-    for group in adam.param_groups:
-        on_device = group.get("fused") or group.get("capturable")
+def flat_masters(engine: Engine) -> Iterator[tuple[str, torch.Tensor]]:
+    """(kind of its optimizer group, FP32 tensor that AdamW updates), which lie elsewhere than in its groups under ZeRO-3."""
+    groups = engine.adam.param_groups
+    if engine.layout.zero == 3:
+        for number, flat in enumerate(partitioned.masters(engine)):
+            yield groups[engine.optimizer.sub_group_to_group_id[number]]["kind"], flat
+        return
+    for group in groups:
         for weight in group["params"]:
-            state = adam.state[weight]
-            if FIRST not in state:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device if on_device else "cpu")
-                state[FIRST], state[SECOND] = torch.zeros_like(weight), torch.zeros_like(weight)
+            yield group["kind"], weight
+
+
+def ensure_moments(engine: Engine) -> None:
+    """Give every weight of AdamW that has no moments yet what its first step would start from: zeros, at step 0."""
+    adam = engine.adam
+    on_device = any(group.get("fused") or group.get("capturable") for group in adam.param_groups)
+    for _, weight in flat_masters(engine):
+        state = adam.state[weight]
+        if FIRST not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device if on_device else "cpu")
+            state[FIRST], state[SECOND] = torch.zeros_like(weight), torch.zeros_like(weight)
 
 
 def owned(engine: Engine) -> Iterator[Fragment]:
     """The fragments whose masters and moments this rank updates, as views; under ZeRO-0 whole weights, on every rank.
 
-    ZeRO-1 and 2 tell through `_hp_mapping` which part of each weight lies where in the rank's flat masters. The moments are
-    taken from AdamW itself at the same place: DeepSpeed links its own mapping to them after the first group's update, when
-    the other groups have none, or after a skipped first step, when no group has.
+    ZeRO-1 and 2 tell through `_hp_mapping` which part of each weight lies where in the rank's flat masters, ZeRO-3 through
+    the places of its gradients. The moments are taken from AdamW itself at the same place: DeepSpeed links its own mapping
+    to them after the first group's update, when the other groups have none, or after a skipped first step, when no group has.
     """
-    ensure_moments(engine.adam)
+    ensure_moments(engine)
+    if engine.layout.zero == 3:
+        flats = partitioned.masters(engine)
+        for part in partitioned.parts(engine):
+            yield _fragment(engine, part.name, part.start, flats[part.flat], part.place, part.numel)
+        return
     for chunk in engine.chunks:
         for name, weight in chunk.named_parameters():
-            if hasattr(weight, "ds_id"):
-                raise UserError("checkpoints of ZeRO-3 are not written yet: set parallel.zero to 1 or 2")
             if not hasattr(weight, "_hp_mapping"):
-                state = engine.adam.state[weight]
-                flats = {MASTER: weight.detach(), FIRST: state[FIRST], SECOND: state[SECOND]}
-                yield Fragment(name, 0, weight.numel(), {kind: flat.view(-1) for kind, flat in flats.items()})
+                yield _fragment(engine, name, 0, weight, 0, weight.numel())
             elif weight._hp_mapping is not None:
                 mapping = weight._hp_mapping
                 part, here = mapping.lp_fragment_address, mapping.hp_fragment_address
                 flat = engine.adam.param_groups[mapping.param_group_index]["params"][0]
-                state = engine.adam.state[flat]
-                flats = {MASTER: flat.detach(), FIRST: state[FIRST], SECOND: state[SECOND]}
-                views = {kind: flat.narrow(0, here.start, here.numel) for kind, flat in flats.items()}
-                yield Fragment(name, part.start, part.numel, views)
+                yield _fragment(engine, name, part.start, flat, here.start, here.numel)
 
 
-def adam_steps(adam: torch.optim.Optimizer) -> dict[str, float]:
+def _fragment(engine: Engine, name: str, start: int, flat: torch.Tensor, place: int, numel: int) -> Fragment:
+    state = engine.adam.state[flat]
+    tensors = {MASTER: flat.detach(), FIRST: state[FIRST], SECOND: state[SECOND]}
+    return Fragment(name, start, numel, {kind: t.view(-1).narrow(0, place, numel) for kind, t in tensors.items()})
+
+
+def adam_steps(engine: Engine) -> dict[str, float]:
     """AdamW's step count by kind of group (embedding, matrix, plain)."""
-    return {group["kind"]: float(adam.state[group["params"][0]]["step"]) for group in adam.param_groups}
+    ensure_moments(engine)
+    return {kind: float(engine.adam.state[weight]["step"]) for kind, weight in flat_masters(engine)}
 
 
 def write_fragments(path: Path, fragments: Sequence[Fragment]) -> tuple[int, str]:

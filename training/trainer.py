@@ -62,8 +62,7 @@ def fill_from_model(engine: Engine, folder: Path, shape: Architecture, here: Pla
             flat = part.reshape(-1)[fragment.start : fragment.start + fragment.numel]
             fragment.tensors[MASTER].copy_(flat)
         engine.reset_moments()
-        if hasattr(engine.optimizer, "update_lp_params"):  # ZeRO: masters -> weights, gathered over data ranks
-            engine.optimizer.update_lp_params()
+        engine.refresh()
 
 
 def first_new_row(base: Path, shape: Architecture) -> int:
@@ -91,6 +90,7 @@ class Trainer:
         numerics = Numerics(
             bf16=config.model.precision == "bf16",
             kernel=config.model.kernel,
+            fused=config.model.fused,
             recompute=config.model.recompute,
             loss_chunk=config.model.loss_chunk,
             z_loss=config.optimizer.z_loss,
@@ -201,7 +201,7 @@ class Trainer:
 
         One failed save is told and made up for by the next; a second in a row, or a final one, ends the run.
         """
-        self._finish(final)
+        self._finish(final or state.step > self.saved_step)
         if state.step > self.saved_step:
             self._skips(state)
             every = self.config.checkpoint.export_every_tokens
@@ -222,7 +222,9 @@ class Trainer:
             self.ledger.write(self.run / "ledger.json")
 
     def _finish(self, wait: bool) -> None:
-        """See to the save under way."""
+        """See to the save under way, and to an export that has ended."""
+        if self._exporting is not None and self._exporting.poll() is not None:
+            self.exported()
         try:
             step = self.checkpoints.wait() if wait else self.checkpoints.poll()
             if step is not None:
@@ -238,6 +240,8 @@ class Trainer:
         self._to_export = None
         self.exported()
         command = [sys.executable, "-m", "training.cli", "export", str(self.run), "--step", str(step)]
+        command += ["--samples"] if self.config.checkpoint.export_samples else []
+        self.checkpoints.held = step
         self._exporting = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}
         )
@@ -246,7 +250,7 @@ class Trainer:
         """Wait for the export under way."""
         if self._exporting is not None and self._exporting.wait():
             log(f"warning: an export failed; see {self.run / 'logs' / 'rank-0.log'}")
-        self._exporting = None
+        self._exporting = self.checkpoints.held = None
 
     def _failed(self, error: SaveError, final: bool) -> None:
         self.failed_saves += 1
