@@ -123,10 +123,15 @@ def test_two_pipeline_ranks_outlive_their_launcher_only_to_save(made: Path) -> N
     run = made / "pipeline"
     process = train_runs.start(train_runs.arguments(made, run, *LONG, *TWO, "parallel.pipeline=2"))
     train_runs.wait_for_steps(run, 20, process)
+    ranks = [entry["pid"] for entry in watch.ranks(run).values()]
+    for pid in ranks:  # on a busy machine they would have saved and ended before we look
+        os.kill(pid, signal.SIGSTOP)
     process.kill()
     process.wait()
     with pytest.raises(UserError, match="is being trained by"), only_one(run):
         pass
+    for pid in ranks:
+        os.kill(pid, signal.SIGCONT)
     deadline = time.monotonic() + 60
     while train_runs.processes_of(run):
         assert time.monotonic() < deadline
