@@ -127,6 +127,19 @@ class Scoring(Settings):
         return self
 
 
+class Decontaminate(Settings):
+    """Documents that hold benchmark items."""
+
+    against: list[str] = measuring(
+        [],
+        "benchmark texts that training data must not hold: files or folders of JSONL, JSON, CSV, Parquet or text; [] = off",
+        is_file=True,
+    )
+    threshold: float = deciding(
+        0.8, "drop a document that holds at least this share of the 10-grams of one benchmark item", gt=0, le=1
+    )
+
+
 class Fuzzy(Settings):
     """Near duplicates."""
 
@@ -244,6 +257,7 @@ class DataConfig(Settings):
     normalize: Normalize = measuring(Normalize, "")
     scoring: Scoring = measuring(Scoring, "")
     rules: RuleSettings = measuring(RuleSettings, "")
+    decontaminate: Decontaminate = measuring(Decontaminate, "")
     dedup: Dedup = measuring(Dedup, "")
     evaluation: Evaluation = measuring(Evaluation, "")
     tokenizer: Tokenizer = measuring(Tokenizer, "")

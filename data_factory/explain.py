@@ -60,7 +60,9 @@ def life(decided: run_state.Decided, out: Path, unit: str, row: int) -> dict[str
         if stored["text"].null_count:
             found["text"] = "pruned"
             keys = out / "keys" / f"{unit}.parquet"
-            values |= read_table(keys, ["final_chars", "removed_share"]).slice(place, 1).to_pylist()[0]
+            wanted = ["final_chars", "removed_share"]
+            wanted += ["benchmark_coverage", "benchmark_item"] if config.decontaminate.against else []
+            values |= read_table(keys, wanted).slice(place, 1).to_pylist()[0]
         else:
             t2, _, _, applied = finish.build(stored, config, out)
             raw = stored["text"][0].as_py().encode()
@@ -70,6 +72,9 @@ def life(decided: run_state.Decided, out: Path, unit: str, row: int) -> dict[str
                 for rule, value, start, end in zip(applied.rule, applied.value, applied.start, applied.end, strict=True)
             ]
             values |= _of_t2(stored, t2)
+            if config.decontaminate.against:
+                columns = finish.benchmark_columns(t2, out)
+                values |= {name: column.tolist()[0] for name, column in columns.items()}
         found["measurements"] = values
         found["checks"] = list(_checks(decided, out, values, decision))
         named = {reason["rule"] for reason in decision["reasons"]} if decision else set()
@@ -134,6 +139,8 @@ def _checks(
         for name, limits in (("max", config.scoring.max_perplexity), ("min", config.scoring.min_perplexity)):
             if lang in limits:
                 yield check(f"scoring.{name}_perplexity", "perplexity", "<=" if name == "max" else ">=", limits[lang])
+    if config.decontaminate.against:
+        yield check("decontaminate.threshold", "benchmark_coverage", "<", config.decontaminate.threshold)
     if "rules" in steps:
         active = thresholds(config.rules)
         for rule in RULES:

@@ -70,10 +70,9 @@ _LISTS = tuple(
     for ul in ("ul", "UL")
 )
 # An XHTML page may close any element with />, which an HTML parser ignores: <a id="x"/> would make the rest of the
-# page a link.
+# page a link, <script src="x"/> a script.
 _SELF_CLOSED = re.compile(
-    r"<(a|b|i|p|em|td|th|li|div|span|code|script|style|title|iframe|textarea)((?:\s[^<>/]*+(?:/(?!>)[^<>/]*+)*+)?)/>",
-    re.IGNORECASE,
+    r"<(a|b|i|p|em|td|th|li|div|span|code|script|style|title|iframe|textarea)((?:\s[^<>]*)?)/>", re.IGNORECASE
 )
 _XHTML = re.compile(r"^\s*<\?xml|<!DOCTYPE[^<>]*XHTML", re.IGNORECASE)
 # Line numbers beside code, and the second, visual form of formulas whose TeX is taken.

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_factory import measure
+from data_factory import benchmarks, measure
 from data_factory.batches import Spans, TextBatch
 from data_factory.config import DataConfig
 from data_factory.dedup import keys as dedup_keys
@@ -48,6 +48,8 @@ def keys_schema(config: DataConfig) -> pa.Schema:
         ("simhash", pa.uint64()),
         ("shingles", pa.int32()),
     ]
+    if config.decontaminate.against:
+        fields += [("benchmark_coverage", pa.float32()), ("benchmark_item", pa.string())]
     if config.dedup.fuzzy.method == "minhash":
         fields.append(("minhash", pa.list_(pa.uint32(), config.dedup.fuzzy.permutations)))
     return pa.schema(fields)
@@ -167,14 +169,16 @@ def finish_unit(config: DataConfig, out: Path, name: str) -> dict[str, Any]:
         for table in read_batches(out / "documents" / f"{name}.parquet"):
             t2, protected, _, applied = build(table, config, out)
             size += int(t2.offsets[-1])
-            rows = key_rows(table, t2, protected, applied, config)
+            rows = key_rows(table, t2, protected, applied, config, out)
             touched.update(documents_by_rule(rows["cut_rules"]))
             writer.write(rows)
             done(len(t2), int(t2.offsets[-1]))
     return {"bytes": size, "touched": dict(sorted(touched.items()))}
 
 
-def key_rows(table: pa.Table, t2: TextBatch, protected: Spans, applied: Spans, config: DataConfig) -> pa.Table:
+def key_rows(
+    table: pa.Table, t2: TextBatch, protected: Spans, applied: Spans, config: DataConfig, out: Path
+) -> pa.Table:
     """The keys of T2, one row a document."""
     n = len(t2)
     before, after = character_counts(TextBatch.from_arrow(table["text"])), character_counts(t2)
@@ -191,6 +195,8 @@ def key_rows(table: pa.Table, t2: TextBatch, protected: Spans, applied: Spans, c
         "url_hi": url_hi,
         "url_lo": url_lo,
     }
+    if config.decontaminate.against:
+        columns |= benchmark_columns(t2, out)
     fuzzy = config.dedup.fuzzy
     columns["simhash"], columns["shingles"] = np.zeros(n, np.uint64), np.zeros(n, np.int32)
     if fuzzy.method != "none":
@@ -203,6 +209,12 @@ def key_rows(table: pa.Table, t2: TextBatch, protected: Spans, applied: Spans, c
         [pa.array(columns[name]) if isinstance(columns[name], np.ndarray) else columns[name] for name in schema.names],
         names=schema.names,
     )
+
+
+def benchmark_columns(t2: TextBatch, out: Path) -> dict[str, Any]:
+    """`benchmark_coverage` and `benchmark_item` of T2: what the texts to be trained on hold of one benchmark item at most."""
+    share, names = benchmarks.coverage(out / "work" / "benchmarks.npz", t2)
+    return {"benchmark_coverage": share, "benchmark_item": pa.array(names, pa.string())}
 
 
 def applied_rules(applied: Spans, n: int) -> pa.ListArray:

@@ -10,6 +10,7 @@ from typing import Any
 from data_factory import packing
 from data_factory.config import DataConfig, Source
 from data_factory.documents import read_batches
+from data_factory.run_state import require_files
 from data_factory.steps import Steps
 from ziya.manifest import identity
 from ziya.tokenizer import load_tokenizer
@@ -26,14 +27,18 @@ def pack_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps, 
         for step in ("tokenize", *(f"pack-{source.name}" for source in config.sources)):
             steps.markers.forget(step)
         return {}
-    tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.eos, config.tokenizer.pad)
-    packing.check_tokenizer(out / "packs", tokenizer.fingerprint)
-    tokenized = identity("tokenize", decided, tokenizer.fingerprint)
+    # the file may be gone from an OUT that was moved: packs that stand need it no more
+    fingerprint = None if Path(config.tokenizer.path).is_file() else packing.packed_with(out / "packs")
+    if fingerprint is None:
+        fingerprint = load_tokenizer(config.tokenizer.path, config.tokenizer.eos, config.tokenizer.pad).fingerprint
+        packing.check_tokenizer(out / "packs", fingerprint)
+    tokenized = identity("tokenize", decided, fingerprint)
     shape = [config.packing.mode, config.packing.sequence_length, config.seed]
     wanted = {source.name: identity("pack", tokenized, shape, source.name, source.ratio) for source in config.sources}
     done = {name: steps.markers.result(f"pack-{name}", "all", value) for name, value in wanted.items()}
     todo = [source for source in config.sources if done[source.name] is None]
     if todo:
+        require_files(config, out, "tokenizer.path")
         work = out / "work" / "tokens"
         source_of = {name: unit_source(out / "kept" / f"{name}.parquet") for name in names}
         needed = [name for name in names if source_of[name] in {source.name for source in todo}]

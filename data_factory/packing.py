@@ -143,14 +143,25 @@ def pack_source(
 
 def check_tokenizer(packs: Path, fingerprint: str) -> None:
     """Packs that lie side by side share one tokenizer; UserError names the pack that was made with another one."""
-    for path in sorted(packs.glob("*.json")):
-        earlier = read_json(path).get("tokenizer", {}).get("fingerprint")
-        if earlier is not None and earlier != fingerprint:
+    for path, earlier in _fingerprints(packs):
+        if earlier != fingerprint:
             raise UserError(
                 f"{path} was packed with a tokenizer of fingerprint {earlier}, tokenizer.path now names one of "
                 f"{fingerprint}: set tokenizer.path, tokenizer.eos and tokenizer.pad back, or remove {packs} to pack "
                 "everything again"
             )
+
+
+def packed_with(packs: Path) -> str | None:
+    """Fingerprint of the tokenizer that the packs in a folder share; None when it holds no pack."""
+    return next((fingerprint for _, fingerprint in _fingerprints(packs)), None)
+
+
+def _fingerprints(packs: Path) -> Iterator[tuple[Path, str]]:
+    for path in sorted(packs.glob("*.json")):
+        fingerprint = read_json(path).get("tokenizer", {}).get("fingerprint")
+        if fingerprint is not None:
+            yield path, fingerprint
 
 
 def _mode(source: Source, config: DataConfig) -> str:

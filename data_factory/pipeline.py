@@ -1,6 +1,6 @@
 """The run on one screen.
 
-    plan -> measure -> identify -> lines  |  finish -> rank -> verdicts -> deduplicate -> decide -> evaluate -> pack -> report
+    plan -> measure -> identify -> lines -> benchmarks  |  finish -> rank -> verdicts -> deduplicate -> decide -> evaluate -> pack -> report
 
 Left of the bar is measuring; right of it is deciding, which `ziya-data decide` repeats with other thresholds. A step's identity is
 that of the steps before it plus the settings it reads, so a killed run goes on where it stood and an unchanged step never repeats.
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data_factory import compete, decide, evaluate, finish, identify, measure, pack, tiers, units, verdicts
+from data_factory import benchmarks, compete, decide, evaluate, finish, identify, measure, pack, tiers, units, verdicts
 from data_factory.config import DataConfig
 from data_factory.dedup import lines as dedup_lines
 from data_factory.documents import read_table
@@ -103,6 +103,14 @@ def measure_all(config: DataConfig, out: Path, todo: Sequence[units.Unit], steps
         lambda: int(dedup_lines.merge(parts, config.dedup.lines.floor, out / "work", frequent, MEMORY_ROWS)),
         [frequent],
     )
+    if config.decontaminate.against:
+        index = out / "work" / "benchmarks.npz"
+        steps.once(
+            "benchmarks",
+            steps.state.measured,
+            lambda: benchmarks.write_index(config.decontaminate.against, config.normalize, index),
+            [index],
+        )
     return names
 
 
@@ -129,7 +137,8 @@ def decide_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps
     ranked = identity("rank", steps.state.measured, values("scoring.", "language.", "url."))
     cuts = steps.once("rank", ranked, lambda: rank(config, out, names))
 
-    judged = identity("verdicts", finished, ranked, documents)
+    unseen = values("decontaminate.")
+    judged = identity("verdicts", finished, ranked, documents, *([unseen] if unseen else []))
     cut_points = {group: tiers.Cut.from_dict(cut) for group, cut in cuts.items()}
     stages = steps.each(
         "verdicts",

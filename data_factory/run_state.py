@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_factory.benchmarks import place_digest
 from data_factory.config import DataConfig
 from ziya import config as settings
 from ziya.errors import UserError
@@ -23,6 +24,8 @@ FORMAT = 2
 
 # Deciding settings that only touch documents which are kept already.
 _AFTER_DECISIONS = ("evaluation.", "tokenizer.", "packing.", "seed", "sources.")
+# Those of them that shape packs.
+_PACKS = ("tokenizer.", "packing.mode", "packing.sequence_length", "seed", "sources.")
 
 
 def setting_values(config: DataConfig, phase: str, stored: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -36,6 +39,8 @@ def setting_values(config: DataConfig, phase: str, stored: dict[str, Any] | None
         value = given
         if settings.phase(field) != phase or name.endswith(".paths"):
             continue
+        if name.startswith("decontaminate.") and not config.decontaminate.against:
+            continue  # off: an OUT of before it existed stays what it was
         if name == "scoring.models" and not config.scoring.enabled:
             value = {}  # never opened: they need not exist
         shown = _content(name, value, stored or {}) if settings.is_file(field) else value
@@ -57,12 +62,13 @@ def _content(name: str, value: Any, stored: dict[str, Any]) -> Any:
     if value is None:
         return None
     path = Path(value)
-    if not path.is_file():
+    folders = name == "decontaminate.against"  # the one setting that may name folders
+    if not (path.exists() if folders else path.is_file()):
         if stored.get(name) is not None:
             return stored[name]
         raise UserError(f"{name} = {value}: no such file; give the path of an existing file, or remove the setting")
     try:
-        return file_digest(path)
+        return place_digest(path) if folders else file_digest(path)
     except OSError as error:
         raise UserError(f"{name} = {value}: cannot be read ({error.strerror})") from error
 
@@ -285,7 +291,9 @@ class RunState:
         ):
             names += ["evaluation.toxic_lexicons", "evaluation.advert_lexicons"]
             names += ["scoring.models"] if config.scoring.enabled else []
-        return [*names, "tokenizer.path"]  # always: the packs are compared with it
+        if everything or any(name.startswith(_PACKS) for name in changes):
+            names.append("tokenizer.path")
+        return names
 
     def record_decision(self, decided: str) -> None:
         """Keep the settings of the decisions with the identity `decided` before the first of them is written."""

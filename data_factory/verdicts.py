@@ -156,7 +156,7 @@ def score_reasons(
 
 
 def rule_reasons(config: DataConfig, table: Table, past: Any, reasons: Reasons) -> Any:
-    """Add the reasons of RF's document rules; bool [n], the rows that pass."""
+    """Add the reasons of RF's document rules and of benchmark items; bool [n], the rows that pass."""
     column = table.columns
     reached = past & _steps(config, column["source"], "rules")
     failed_any = np.zeros(table.rows, bool)
@@ -173,6 +173,11 @@ def rule_reasons(config: DataConfig, table: Table, past: Any, reasons: Reasons) 
         failed = reached & bad
         reasons.add(failed, f"rules.{rule.id}", value, limits)
         failed_any |= failed
+    if config.decontaminate.against:  # whatever steps a source has: no kind of text may hold benchmark items
+        limit = config.decontaminate.threshold
+        held = past & (column["benchmark_coverage"] >= np.float32(limit))
+        reasons.add(held, "decontaminate.threshold", column["benchmark_coverage"], limit)
+        failed_any |= held
     return past & ~failed_any
 
 
@@ -188,6 +193,7 @@ def columns_needed() -> tuple[list[str], list[str]]:
 def verdicts_unit(config: DataConfig, out: Path, name: str, cuts: dict[str, tiers.Cut]) -> dict[str, Any]:
     """Write work/verdicts/<name>.parquet and return how many rows each stage let pass."""
     measured, finals = columns_needed()
+    finals += ["benchmark_coverage"] if config.decontaminate.against else []
     table = Table.read(out, name, measured, finals)
     reasons = Reasons()
     has_text = table.columns["drop"] == ""

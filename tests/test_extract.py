@@ -206,6 +206,11 @@ def test_xhtml_empty_elements_do_not_swallow_the_page():
         + '<body><div><h1><a id="top"/>Title</h1><div class="toc"/><p>Some words. <a href="http://x/">link</a></p></div></body></html>'
     )
     assert [line for line in extract(html, READ).split("\n") if line] == ["Title", "Some words. link"]
+    slashes = (
+        head
+        + '<body><p>One<a id="a/b"  class=c/d//>two<span\n/> three <i / >four</i> <a href=/x/y/>five</a></p></body></html>'
+    )
+    assert extract(slashes, READ) == "Onetwo three four five"
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,23 @@ def test_packing_again_needs_the_tokenizer_alone(moved: dict[str, Path], tmp_pat
     ziya_data("pack", out, "packing.sequence_length=32", f"tokenizer.path={moved['tokenizer']}", "--workers", 1)
 
 
+def test_packs_that_stay_need_no_tokenizer(moved: dict[str, Path], tmp_path: Path) -> None:
+    out = copy(moved, tmp_path)
+    before = digests(out / "packs")
+    assert before
+    ziya_data("decide", out, "--workers", 1)
+    refused = ziya_data("decide", out, "evaluation.min_documents=11", expect=2).stderr
+    assert "evaluation.toxic_lexicons=[PATH]" in refused and "tokenizer" not in refused
+    lexicon = f"evaluation.toxic_lexicons=[{moved['files'] / 'evaluation.txt'}]"
+    ziya_data("decide", out, "evaluation.min_documents=11", lexicon, "--workers", 1)
+    assert digests(out / "packs") == before
+    for change in ("seed=5", "packing.mode=whole", "tokenizer.eos=<s>"):
+        refused = ziya_data("decide", out, change, expect=2).stderr
+        assert "tokenizer.path=PATH" in refused, change
+    next((out / "packs").glob("*.bin")).unlink()
+    assert "tokenizer.path=PATH" in ziya_data("decide", out, expect=2).stderr
+
+
 def test_vocab_names_its_option(moved: dict[str, Path], tmp_path: Path) -> None:
     out = copy(moved, tmp_path)
     assert "--tokenizer" in ziya_data("vocab", out, "--size", 5, expect=2).stderr

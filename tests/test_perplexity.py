@@ -82,12 +82,17 @@ def corpus(language, count, seed):
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A model of each language, trained through the command's engine on generated text."""
+def programs():
+    """KenLM's programs, which no package brings: what trains a model is skipped without them."""
     try:
         train_lm.find_program("lmplz")
     except UserError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def models(programs, tmp_path_factory):
+    """A model of each language, trained through the command's engine on generated text."""
     folder = tmp_path_factory.mktemp("models")
     for language in ("en", "zh"):
         rows = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in corpus(language, 300, 0))
@@ -381,7 +386,7 @@ def test_inputs_of_every_kind_give_the_same_model(models, tmp_path):
         assert (tmp_path / "out.klm").read_bytes() == (models / "en.klm").read_bytes(), name
 
 
-def test_a_wikipedia_dump_trains_a_model(tmp_path):
+def test_a_wikipedia_dump_trains_a_model(programs, tmp_path):
     import bz2
 
     def page(i, namespace=0):
@@ -403,7 +408,7 @@ def test_a_wikipedia_dump_trains_a_model(tmp_path):
     assert good < bad
 
 
-def test_small_input_falls_back_and_says_so(tmp_path):
+def test_small_input_falls_back_and_says_so(programs, tmp_path):
     (tmp_path / "a.txt").write_text("a small river town\nkeeps its water\n", encoding="utf-8")
     with pytest.raises(UserError, match="discount"):
         train_lm.train("en", [str(tmp_path / "a.txt")], tmp_path / "en.klm", memory="64M", discount_fallback="off")
@@ -426,11 +431,21 @@ def test_small_input_falls_back_and_says_so(tmp_path):
         ("a.parquet", b"PAR1", "cannot be read as Parquet"),
     ],
 )
-def test_bad_input_gives_one_clear_line(tmp_path, name, content, message):
+def test_bad_input_gives_one_clear_line(monkeypatch, tmp_path, name, content, message):
+    stand_ins(monkeypatch, tmp_path / "bin")  # input is read before the programs run
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         train_lm.train("en", [str(tmp_path / name)], tmp_path / "en.klm", memory="64M")
+
+
+def stand_ins(monkeypatch, folder):
+    """Make `folder` the place of KenLM's programs, which do nothing there."""
+    folder.mkdir()
+    for name in ("lmplz", "build_binary"):
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("ZIYA_LMPLZ", str(folder / "lmplz"))
 
 
 def test_missing_programs_name_the_script(monkeypatch, tmp_path):
@@ -440,11 +455,7 @@ def test_missing_programs_name_the_script(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"scripts/install_lmplz\.sh"):
         train_lm.find_program("lmplz")
-    (tmp_path / "bin").mkdir()
-    for name in ("lmplz", "build_binary"):
-        (tmp_path / "bin" / name).write_text("#!/bin/sh\n")
-        (tmp_path / "bin" / name).chmod(0o755)
-    monkeypatch.setenv("ZIYA_LMPLZ", str(tmp_path / "bin" / "lmplz"))
+    stand_ins(monkeypatch, tmp_path / "bin")
     assert train_lm.find_program("build_binary") == str(tmp_path / "bin" / "build_binary")
 
 

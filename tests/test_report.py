@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from crawls import page, prose, record, write_config, write_warc, ziya_data
@@ -101,3 +102,17 @@ def test_the_funnel_is_as_wide_as_its_shares() -> None:
     assert [row["share"] for row in rows] == [0.5, 0.0]
     assert "0.00,0 100.00,0 75.00,40 25.00,40" in rows[0]["shape"]
     assert charts.histogram([], {}) == ""
+
+
+def test_names_of_cuts_stand_above_the_bars() -> None:
+    bins = [(10.0, 100.0, 5), (100.0, 1000.0, 9), (1000.0, 10000.0, 2)]
+    svg = charts.histogram(bins, {"high": [120.0, "x"], "medium": [9876.54, "y"]})
+    root = ElementTree.fromstring(svg)
+    _, top, wide, high = map(float, root.attrib["viewBox"].split())
+    names = [element for element in root if element.get("class") == "cutname"]
+    assert [name.text for name in names] == ["high ≤ 120", "medium ≤ 9,877"]
+    lines = [float(name.attrib["y"]) for name in names]
+    assert top + 13 < lines[0] < lines[1] - 17 and lines[1] < min(float(bar.attrib["y"]) for bar in root.iter("rect"))
+    assert [name.get("text-anchor") for name in names] == ["start", "end"], "the right one would leave the picture"
+    assert top + high > 160 and wide > 560
+    assert "cutname" not in charts.histogram(bins, {"high": [5.0, "x"]}), "outside the bins"

@@ -244,6 +244,65 @@ def test_a_fault_at_any_moment_leaves_a_whole_one(tmp_path: Path, monkeypatch: p
     assert refused > 8
 
 
+def save_as_one_of_two(rank: int, run: Path, engine: PlainEngine, victim: int, at: int, kill: bool) -> None:
+    """Save step 2 in a world of two, in which `victim` ends before its collective number `at`; ends this process: 0 saved, 3 an
+    error, 4 the other one's end went unnoticed."""
+    import torch.distributed as dist
+
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(4))
+    signal.alarm(50)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{run}/meet", rank=rank, world_size=2)
+    layout = Layout(world=2, zero=0)
+    settings = CheckpointSettings(keep=1)
+    checkpoints = Checkpoints(run, engine, layout, Place(0, 0, rank, layout), settings)  # type: ignore[arg-type]
+    gather, count = dist.all_gather_object, 0
+
+    def counted(*arguments: Any, **options: Any) -> None:
+        nonlocal count
+        count += 1
+        if rank == victim and count == at:
+            if kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("a collective that timed out")
+        gather(*arguments, **options)
+
+    dist.all_gather_object = counted
+    try:
+        checkpoints.save(2, {**extras(2), "note": 2}, wait=True)
+    except BaseException:
+        os._exit(3)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("kill", [True, False])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_lost_before_any_collective_leaves_a_whole_one(tmp_path: Path, victim: int, kill: bool) -> None:
+    """Rank 0, which commits, or rank 1 is killed, or its collective fails: the other one ends too, and what stands is whole."""
+    engine = PlainEngine(small())
+    template = tmp_path / "template"
+    opened(template, engine).save(1, {**extras(1), "note": 1}, wait=True)
+    states = {1: engine.state()}
+    engine.step(1)
+    states[2] = engine.state()
+    seen, at, codes = [], 0, [1, 1]
+    while codes != [0, 0]:
+        at += 1
+        run = tmp_path / f"run-{at}"
+        shutil.copytree(template, run)
+        children = []
+        for rank in range(2):
+            child = os.fork()
+            if child == 0:
+                save_as_one_of_two(rank, run, engine, victim, at, kill)
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        if codes != [0, 0]:
+            assert codes[victim] == (-signal.SIGKILL if kill else 3) and codes[1 - victim] in (0, 3)
+        seen.append(check_whole(run, states, 1))
+    assert at > 3 and seen[0] == 1 and seen[-1] == 2 and seen == sorted(seen)
+
+
 def test_pruning_keeps_the_latest_the_last_of_each_stage_and_one_each_so_many_tokens(tmp_path: Path) -> None:
     engine = PlainEngine(small())
     checkpoints = opened(tmp_path, engine, keep=2, keep_every_tokens=400.0)

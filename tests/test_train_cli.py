@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import subprocess
 import sys
@@ -9,8 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import oracle_train_data as oracle
 import pytest
 import train_runs
+from small_tokenizers import sentencepiece_model
 
 from training import cli, launch
 from training.architecture import read_architecture
@@ -23,6 +26,7 @@ from training.state import RunState
 from ziya.config import walk
 from ziya.errors import UserError
 from ziya.files import read_json, write_json
+from ziya.tokenizer import load_tokenizer
 
 CONFIGS = sorted((train_runs.ROOT / "configs" / "train").glob("*.yaml"))
 
@@ -77,7 +81,8 @@ def test_help_tells_every_command_and_setting_and_stays_light() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configs_are_read(path: Path) -> None:
-    assert [stage.number for stage in load_config(path).stages] == [1, 2, 3]
+    stages = [stage.number for stage in load_config(path).stages]
+    assert stages == ([1] if path.stem == "demo_base" else [1, 2, 3])
 
 
 def test_the_papers_values() -> None:
@@ -130,6 +135,7 @@ def refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--stage", "4"], "--stage 4: the config has stages 1 to 3"),
         (["--config", "none.yaml"], "config none.yaml does not exist"),
         (["data.rows=3"], "unknown key data.rows"),
+        (["model.precision=fp16"], "FP16 is refused: Ziya2 was begun in it"),
         (["parallel.tensor=2", "--processes", "3"], "3 processes are not a multiple of parallel.tensor 2"),
         (["parallel.zero=2", "parallel.pipeline=2", "--processes", "2"], "parallel.zero 2 cuts gradients up"),
         (["--processes", "3"], "data.global_batch_rows=4 is not a multiple of data-parallel size 3"),
@@ -162,6 +168,39 @@ def test_a_base_that_is_not_whole(made: Path, tmp_path: Path, capsys: Any) -> No
     assert "architecture GPT2LMHeadModel" in refused(given, capsys)
     write_json(base / "config.json", raw | {"vocab_size": 60})
     assert "holds token ids up to 60 and the model knows 0 to 59" in refused(given, capsys)
+
+
+def test_packs_of_another_tokenizer(made: Path, tmp_path: Path, capsys: Any) -> None:
+    base = shutil.copytree(made / "base", tmp_path / "base")
+    tokenizer = load_tokenizer(sentencepiece_model(base / "tokenizer.model"))
+    facts = {name: getattr(tokenizer, name) for name in ("kind", "fingerprint", "vocab_size", "eos_id", "pad_id")}
+    rows = oracle.whole_rows(random.Random(1), 4, train_runs.LENGTH, "text")
+    oracle.write_pack(tmp_path / "text", rows, "whole", facts)
+    raw = read_json(base / "config.json")
+    write_json(base / "config.json", raw | {"vocab_size": tokenizer.vocab_size})
+    given = train_runs.arguments(tmp_path, tmp_path / "run")
+    sentencepiece_model(base / "tokenizer.model", vocab_size=600)
+    assert "packed with another tokenizer.model" in refused(given, capsys)
+
+
+def test_a_checkpoint_of_another_model(made: Path, tmp_path: Path, capsys: Any) -> None:
+    """As `init_from`, and in RUN itself; what is in RUN stays as it is."""
+    folder = put_checkpoint(tmp_path / "old", made, RunState(step=10, data_index=10, tokens=1280, stage_tokens=1280))
+    other = tmp_path / "parts"
+    train_runs.write_base(other / "base", intermediate_size=96)
+    train_runs.write_pack(other / "text")
+    said = refused(train_runs.arguments(other, tmp_path / "run", f"init_from={folder}"), capsys)
+    assert f"init_from {folder} is a checkpoint of another model than model.base (ffn: 64 -> 96)" in said
+    run = tmp_path / "run2"
+    prepare(config(made, run), 1, 1)
+    put_checkpoint(run, made, RunState(step=10, data_index=10, tokens=1280, stage_tokens=1280))
+
+    def held() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"}
+
+    before = held()
+    assert "model.architecture: " in refused(train_runs.arguments(other, run), capsys)
+    assert before.items() <= held().items()  # an index of the other packs may have come
 
 
 # --- where a stage starts ---------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from training.hf_files import HFWeights, expected
 from training.layout import Layout
 from training.reshard import MASTER, native_names
 from ziya.errors import UserError
+from ziya.exports import read_export
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +64,9 @@ def test_export_trims_padding_and_tells_where_it_comes_from(trained: Path) -> No
         assert torch.equal(
             tensor, wanted[name][:61].to(torch.bfloat16) if tensor.shape[0] == 61 else wanted[name].to(torch.bfloat16)
         )
-    about = json.loads((out / "ziya.json").read_text())
-    assert {key: about[key] for key in ("step", "stage", "tokens", "averaged_steps")} == {
-        "step": 3,
-        "stage": 2,
-        "tokens": 300,
-        "averaged_steps": [3],
-    }
+    about = read_export(out)
+    assert (about.step, about.stage, about.tokens, about.averaged_steps) == (3, 2, 300, [3])
+    assert about.architecture == replace(shape, vocab_size=61).to_json()
     assert (out / "tokenizer.model").read_bytes() == b"model" and (out / "generation_config.json").is_file()
     config = json.loads((out / "config.json").read_text())
     assert config["eos_token_id"] == [2, 5] and config["bos_token_id"] == 3 and "pad_token_id" not in config
@@ -131,6 +128,35 @@ def test_damaged_or_absent_checkpoints_are_refused(trained: Path, tmp_path: Path
     assert not (run / "exports").exists()
     with pytest.raises(UserError, match="no checkpoint to export"):
         export(tmp_path / "none")
+
+
+@pytest.mark.parametrize("kind", ["json", "model"])
+def test_samples_in_both_languages_and_code(tmp_path: Path, kind: str) -> None:
+    """Greedy and the same each time, by either kind of tokenizer; without one nothing is written."""
+    import small_tokenizers
+
+    base = tmp_path / "base"
+    base.mkdir()
+    shape = small_models.architecture(layers=1, vocab_size=768, vocab_used=760, positions=128)
+    opened(tmp_path, PlainEngine(shape)).save(1, extras(1), wait=True)
+    with pytest.raises(UserError, match=r"holds no tokenizer\.json or tokenizer\.model: samples need"):
+        export(tmp_path, base=base, samples=True)
+    assert not (tmp_path / "exports").exists()
+    if kind == "json":
+        small_tokenizers.tokenizer_json(base / "tokenizer.json")
+    else:
+        small_tokenizers.sentencepiece_model(base / "tokenizer.model")
+    first = export(tmp_path, base=base, samples=True, log=lambda text: None)
+    second = export(tmp_path, out=tmp_path / "again", base=base, samples=True, log=lambda text: None)
+    found = json.loads((first / "samples.json").read_text(encoding="utf-8"))["samples"]
+    assert {language: len(samples) for language, samples in found.items()} == {"zh": 3, "en": 3, "code": 3}
+    for samples in found.values():
+        for one in samples:
+            assert one["text"].startswith(one["prompt"]) and 0 < one["tokens"] <= 64
+            assert one["ended"] or one["tokens"] == 64
+            assert one["text"].encode() in (first / "samples.md").read_bytes()
+    for name in ("samples.json", "samples.md"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
 def native_and_hf(rank: int, folder: Path) -> dict[str, Any]:

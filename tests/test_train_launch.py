@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 import train_runs
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training import watch
 from training.launch import only_one, read_hostfile
+from training.metrics import TIMED, read_lines
+from training.reshard import Stored
+from training.state import RunState
 from ziya.errors import UserError
+from ziya.exports import read_export
 from ziya.files import read_json
 from ziya.ledger import read_ledger
 
@@ -25,13 +33,19 @@ LONG = [f"stages.0.tokens={STEPS * 4 * train_runs.LENGTH}.0", "checkpoint.every_
 TWO = ["--processes", "2"]
 
 
+def told(folder: Path) -> list[str]:
+    """`LONG` with held-out rows."""
+    return [*LONG, f"telemetry.validation={{中文: {folder / 'held'}}}", "telemetry.validate_every_steps=30"]
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, a pack and RUN `whole`, trained by one process without interruption."""
     folder = tmp_path_factory.mktemp("runs")
     train_runs.write_base(folder / "base")
     train_runs.write_pack(folder / "text")
-    code, said = train_runs.finish(train_runs.start(train_runs.arguments(folder, folder / "whole", *LONG)))
+    train_runs.write_pack(folder / "held", rows=5, seed=7)
+    code, said = train_runs.finish(train_runs.start(train_runs.arguments(folder, folder / "whole", *told(folder))))
     assert code == 0, said
     return folder
 
@@ -41,7 +55,8 @@ def assert_close(found: list[dict[str, float]], expected: list[dict[str, float]]
     for ours, theirs in zip(found[:20], expected, strict=False):
         assert abs(ours["loss"] - theirs["loss"]) < 2e-6
         assert abs(ours["grad_norm"] - theirs["grad_norm"]) < 1e-5 * theirs["grad_norm"]
-        apart = ("loss", "grad_norm")
+        assert ours["loss_by_source"] == {"text": pytest.approx(ours["loss"], abs=1e-12)}  # the run's only source
+        apart = ("loss", "grad_norm", "loss_by_source")
         assert {k: v for k, v in ours.items() if k not in apart} == {k: v for k, v in theirs.items() if k not in apart}
 
 
@@ -50,20 +65,27 @@ def test_one_process_trains_a_stage(made: Path) -> None:
     found = train_runs.lines(run)
     assert [line["data_index"] for line in found] == list(range(len(found)))
     assert [line["step"] for line in found if not line["skipped"]] == list(range(1, STEPS + 1))
-    assert set(found[0]) == {"step", "stage", "tokens", "data_index", "loss", "grad_norm", "lr", "skipped"}
+    names = {"step", "stage", "tokens", "data_index", "loss", "grad_norm", "lr", "skipped"}
+    assert set(found[0]) == names | {"loss_by_source", "bits_per_byte"}
+    first = orjson.loads((run / "metrics.jsonl").read_bytes().splitlines()[0])
+    assert set(first) == set(found[0]) | set(TIMED) and first["mfu"] is None  # a CPU's peak is not known
+    held = read_lines(run / "validation.jsonl")
+    assert [line["step"] for line in held] == [0, 30, 60, 90, 120, 150, 180, STEPS]
+    assert all(line["name"] == "中文" for line in held) and held[-1]["loss"] < held[0]["loss"] - 0.3
     assert found[-1]["tokens"] == STEPS * 4 * train_runs.LENGTH
     assert found[-1]["loss"] < found[0]["loss"] - 0.3
     assert (run / "latest").read_text() == f"step-{STEPS}\n"
     assert read_ledger(run / "ledger.json").stages["1"].tokens == found[-1]["tokens"]
     assert read_json(run / "config.json")["begun"] == 1
-    code, said = train_runs.finish(train_runs.start(train_runs.arguments(made, run, *LONG)))
+    code, said = train_runs.finish(train_runs.start(train_runs.arguments(made, run, *told(made))))
     assert code == 0 and f"stage 1 is finished: {found[-1]['tokens']:,} tokens, step {STEPS}" in said
 
 
 def test_a_signal_saves_and_the_same_command_goes_on_to_the_last_bit(made: Path) -> None:
     run = made / "stopped"
-    process = train_runs.start(train_runs.arguments(made, run, *LONG))
-    train_runs.wait_for_steps(run, 20, process)
+    given = train_runs.arguments(made, run, *told(made), "telemetry.tensorboard=true", "telemetry.wandb=none")
+    process = train_runs.start(given)
+    train_runs.wait_for_steps(run, 50, process)
     with pytest.raises(UserError, match=rf"is being trained by process {process.pid} on "), only_one(run):
         pass
     process.send_signal(signal.SIGTERM)
@@ -71,10 +93,15 @@ def test_a_signal_saves_and_the_same_command_goes_on_to_the_last_bit(made: Path)
     assert code == 128 + signal.SIGTERM, said
     assert not train_runs.processes_of(run)
     stopped = train_runs.lines(run)[-1]["step"]
-    assert 20 <= stopped < STEPS and (run / "latest").read_text() == f"step-{stopped}\n"
-    code, said = train_runs.finish(train_runs.start(train_runs.arguments(made, run, *LONG)))
+    assert 50 <= stopped < STEPS and (run / "latest").read_text() == f"step-{stopped}\n"
+    code, said = train_runs.finish(train_runs.start(given))
     assert code == 0, said
     assert train_runs.lines(run) == train_runs.lines(made / "whole")
+    assert (run / "validation.jsonl").read_bytes() == (made / "whole" / "validation.jsonl").read_bytes()
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss/text")] == list(range(1, STEPS + 1))
+    assert [event.step for event in events.Scalars("validation/中文/loss")] == [*range(0, STEPS, 30), STEPS]
     assert read_ledger(run / "ledger.json") == read_ledger(made / "whole" / "ledger.json")
 
 
@@ -118,6 +145,46 @@ def test_an_error_of_a_rank_is_told_once(made: Path, tmp_path: Path) -> None:
     assert code == 2 and len(errors) == 1 and "1 steps in a row were refused" in errors[0], said
     skipped = [line for line in train_runs.lines(run) if line["skipped"]]
     assert len(skipped) == 2 and all(line["documents"][0][0] == "text" for line in skipped)
+
+
+def test_exports_are_made_while_training_goes_on(made: Path, tmp_path: Path) -> None:
+    """Each so many tokens, in a process of its own; it loads, and tells the step and the tokens of its checkpoint."""
+    from transformers import AutoModelForCausalLM
+
+    run = tmp_path / "run"
+    tokens = 4 * train_runs.LENGTH
+    more = [f"stages.0.tokens={16 * tokens}.0", "checkpoint.every_steps=4", "checkpoint.keep=1"]
+    more += [f"checkpoint.export_every_tokens={10 * tokens}.0"]
+    code, said = train_runs.finish(train_runs.start(train_runs.arguments(made, run, *more)))
+    assert code == 0 and "an export failed" not in said, said
+    # Saved at 4, 8, 12 and, at the end, 16: ten steps lie behind 12 only, and step 12 was read while others were pruned.
+    assert [path.name for path in (run / "exports").iterdir()] == ["step-12"]
+    about = read_export(run / "exports" / "step-12")
+    assert (about.step, about.stage, about.tokens) == (12, 1, 12 * tokens)
+    assert AutoModelForCausalLM.from_pretrained(run / "exports" / "step-12").config.vocab_size == 128
+    assert (run / "latest").read_text() == "step-16\n"
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_stands(made: Path, tmp_path: Path) -> None:
+    """RUN on a disk of 1 MB, which holds two checkpoints: the first failed save is made up for, the second ends the run."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here (not root)")
+    try:
+        run = disk / "run"
+        more = [f"stages.0.tokens={40 * 4 * train_runs.LENGTH}.0", "checkpoint.every_steps=4"]
+        code, said = train_runs.finish(train_runs.start(train_runs.arguments(made, run, *more)))
+        errors = [line for line in said.splitlines() if line.startswith(("error", "Traceback"))]
+        assert code == 2 and len(errors) == 1 and "step-16 was not saved (no space left on the disk" in errors[0], said
+        assert "step-12 was not saved" in said and "training goes on" in said
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-4", "step-8"]
+        assert (run / "latest").read_text() == "step-8\n"
+        for step in (4, 8):
+            Stored(run / "checkpoints" / f"step-{step}").verify()
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
 
 
 def test_hostfiles(tmp_path: Path) -> None:
@@ -197,7 +264,6 @@ def test_slurm_passes_a_signal_on(tmp_path: Path) -> None:
 
 def test_metrics_are_what_lies_behind_the_state(tmp_path: Path) -> None:
     from training.metrics import Metrics
-    from training.state import RunState
 
     metrics = Metrics(tmp_path)
     for stage, index, skipped in [
@@ -214,6 +280,25 @@ def test_metrics_are_what_lies_behind_the_state(tmp_path: Path) -> None:
     metrics.rewind(RunState(stage=2, data_index=1, skipped=[[1, 2]]))
     kept = [json.loads(text) for text in metrics.path.read_text().splitlines()]
     assert [(line["stage"], line["data_index"]) for line in kept] == [(1, 0), (1, 9), (2, 0), (2, 1)]
+
+
+def test_metrics_wait_for_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from training import metrics
+
+    file, write, room = metrics.Metrics(tmp_path), os.write, [0, 5, None]
+    monkeypatch.setattr(metrics.os, "write", lambda d, data: write(d, data[: room.pop(0)]))
+    lines = [{"step": n, "stage": 1, "data_index": n, "skipped": False} for n in range(4)]
+    file.write(lines[0])
+    file.write(lines[1])
+    assert file.path.read_bytes() == b"" and file.read() == lines[:2]
+    file.write(lines[2])
+    assert [json.loads(text) for text in file.path.read_text().splitlines()] == lines[:3]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "No space left on device" in said[0] and "training goes on" in said[0]
+    room[:] = [0]
+    file.write(lines[3])
+    file.rewind(RunState(data_index=2))  # what waits is rewound as well
+    assert file.read() == lines[:2] == [json.loads(text) for text in file.path.read_text().splitlines()]
 
 
 HANGING = """

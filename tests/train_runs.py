@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from training.metrics import TIMED
 from ziya.packs import pack_writer
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +73,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what differs from run to run."""
     path = run / "metrics.jsonl"
     found = [json.loads(text) for text in path.read_bytes().splitlines()] if path.is_file() else []
-    return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in found]
+    return [{key: value for key, value in line.items() if key not in TIMED} for line in found]
 
 
 def wait_for_steps(run: Path, steps: int, process: subprocess.Popen[str], timeout: float = 240) -> None:

@@ -116,6 +116,8 @@ class Checkpoints:
         # Reports are small and must not wait behind the GPUs' queues.
         self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=2)) if self._many else None
         self._pending: _Pending | None = None
+        self.held: int | None = None
+        """A step that is being read and must not be pruned."""
         self._together(lambda: recover(run) if self.rank == 0 else None)
 
     def save(self, step: int, extras: dict[str, Any], *, wait: bool) -> None:
@@ -252,7 +254,7 @@ class Checkpoints:
             first = {int(one.manifest.tokens // every): one for one in reversed(stored)}
             kept |= {one.step for share, one in first.items() if share}
         for one in stored:
-            if one.step not in kept:
+            if one.step not in kept and one.step != self.held:
                 trash = one.folder.with_name(f"step-{one.step}{_TEMPORARY}")
                 one.folder.rename(trash)  # first, so that a folder in the middle of its removal never looks whole
                 shutil.rmtree(trash)

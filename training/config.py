@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from ziya.config import Settings, load, required
 from ziya.config import deciding as free
@@ -19,6 +19,9 @@ class ModelSettings(Settings):
     """What is trained."""
 
     base: str = required("Hugging Face folder to start from: what `ziya-train init` left, or a base model")
+    shape: str | None = free(
+        None, "config.json of base's shape, for `ziya-train plan` where base is not there yet (configs/models/)"
+    )
     kernel: Literal["auto", "flash", "torch", "plain"] = free(
         "auto",
         "attention kernel: flash-attn, torch's variable-length one, or SDPA per document; auto takes the best here",
@@ -31,6 +34,15 @@ class ModelSettings(Settings):
     precision: Literal["bf16", "fp32"] = fixed(
         "bf16", "bf16: BF16 compute with FP32 masters, accumulation and reduction; fp32 for small models and tests"
     )
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_fp16(cls, value: Any) -> Any:
+        if str(value).lower() in ("fp16", "float16", "half", "16"):
+            raise ValueError(
+                "FP16 is refused: Ziya2 was begun in it, and overflows gave loss spikes late in training that BF16 ended; set bf16"
+            )
+        return value
 
 
 class ParallelSettings(Settings):
@@ -156,14 +168,17 @@ class CheckpointSettings(Settings):
     keep_every_tokens: float | None = free(None, "also keep one checkpoint each so many tokens", gt=0)
     background: bool = free(True, "write from a host copy while training goes on")
     export_every_tokens: float | None = free(None, "export to Hugging Face each so many tokens", gt=0)
+    export_samples: bool = free(False, "let each such export write on from a few beginnings (samples.md)")
 
 
 class TelemetrySettings(Settings):
     """What is told; failures here never stop training. metrics.jsonl is always written."""
 
-    validation: dict[str, str] = free({}, "name -> pack prefix of held-out rows")
+    validation: dict[str, str] = free(
+        {}, "name -> pack prefix of held-out rows; also measured with the starting model and at each stage's end"
+    )
     validate_every_steps: int = free(500, "steps between validations", ge=1)
-    validation_rows: int = free(64, "rows of each validation pack", ge=1)
+    validation_rows: int = free(64, "rows of each validation pack that are read, spread evenly over it", ge=1)
     tensorboard: bool = free(False, "TensorBoard events in RUN/tensorboard (package tensorboard)")
     wandb: str | None = free(None, "Weights & Biases project (package wandb); a resume goes on in the same run")
     peak_tflops: float | None = free(

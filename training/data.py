@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numba
 import numpy as np
@@ -100,6 +100,29 @@ def _weigh(weights, pieces, starts, prompts, filled):  # type: ignore[no-untyped
                 weights[r, i] = 1.0 if counts and first <= i < end - 1 else 0.0
 
 
+def read_rows(sources: Sources, source: I32, rows: I64) -> dict[str, Any]:
+    """Rows `rows` of the sources number `source`, int [R] each: the columns of a `GlobalBatch` that packs fill."""
+    count, length = len(rows), sources.length
+    tokens = np.empty((count, length), np.int64)
+    filled = np.empty(count, np.int32)
+    pack, row = np.empty(count, np.int32), np.empty(count, np.int64)
+    parts = []
+    for i in range(count):
+        index = sources.items[source[i]]
+        number = int(np.searchsorted(index.first, rows[i], "right")) - 1
+        opened = index.packs[number]
+        pack[i], row[i] = number, rows[i] - index.first[number]
+        filled[i] = opened.read(int(row[i]), tokens[i])
+        parts.append(opened.pieces(int(row[i]), tokens[i], int(filled[i]), prompts=index.settings.answers_only))
+    pieces = np.zeros(count + 1, np.int64)
+    np.cumsum([len(starts) for starts, _, _ in parts], out=pieces[1:])
+    starts, documents, prompts = (np.concatenate(column) for column in zip(*parts, strict=True))
+    weights = np.empty((count, length), np.float32)
+    _weigh(weights, pieces, starts, prompts, filled)
+    names = ("tokens", "weights", "filled", "pieces", "starts", "documents", "pack", "row")
+    return dict(zip(names, (tokens, weights, filled, pieces, starts, documents, pack, row), strict=True))
+
+
 class Dataset:
     """The batches of one stage over opened packs; safe to use from several threads."""
 
@@ -116,26 +139,10 @@ class Dataset:
         """Global batch number `data_index` of the stage."""
         drawn = self.order.batch(data_index)
         source = self._source[drawn.stream]
-        tokens = np.empty((self.rows, self.length), np.int64)
-        filled = np.empty(self.rows, np.int32)
-        pack, row = np.empty(self.rows, np.int32), np.empty(self.rows, np.int64)
-        parts = []
-        for i in range(self.rows):
-            index = self.sources.items[source[i]]
-            number = int(np.searchsorted(index.first, drawn.row[i], "right")) - 1
-            opened = index.packs[number]
-            pack[i], row[i] = number, drawn.row[i] - index.first[number]
-            filled[i] = opened.read(int(row[i]), tokens[i])
-            parts.append(opened.pieces(int(row[i]), tokens[i], int(filled[i]), prompts=index.settings.answers_only))
-        pieces = np.zeros(self.rows + 1, np.int64)
-        np.cumsum([len(starts) for starts, _, _ in parts], out=pieces[1:])
-        starts, documents, prompts = (np.concatenate(column) for column in zip(*parts, strict=True))
-        weights = np.empty((self.rows, self.length), np.float32)
-        _weigh(weights, pieces, starts, prompts, filled)
+        columns = read_rows(self.sources, source, drawn.row)
         batch = GlobalBatch(
-            self.stage, data_index, tokens, weights, filled, pieces, starts, documents,
-            source, pack, row, drawn.row, drawn.stream, drawn.place,
-        )  # fmt: skip
+            self.stage, data_index, **columns, source=source, source_row=drawn.row, stream=drawn.stream, place=drawn.place
+        )
         if self.vocab_size is not None:
             self._check_ids(batch, self.vocab_size)
         return batch

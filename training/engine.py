@@ -21,6 +21,7 @@ from training.config import OptimizerSettings
 from training.layout import DeepSpeedView, Layout
 from training.model import Llama
 from training.rows import Packed
+from training.weights import EMBEDDING, GROUPS, PLAIN, group_of
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,6 @@ class Gradient(NamedTuple):
 
 Judgement = Callable[[float, float], str]
 """(loss, gradient norm before clipping) -> why the update must not be made, or an empty string."""
-
-EMBEDDING, MATRIX, PLAIN = "embedding", "matrix", "plain"
-
-
-def group_of(name: str, weight: torch.Tensor) -> str:
-    """The optimizer group of a native weight: embedding and head, other matrices, norms and biases."""
-    if name.endswith(("embedding.weight", "head.weight")):
-        return EMBEDDING
-    return MATRIX if weight.dim() > 1 else PLAIN
-
 
 def deepspeed_settings(layout: Layout, optimizer: OptimizerSettings, *, bf16: bool) -> dict[str, Any]:
     """The configuration with which DeepSpeed's ZeRO is exact under schedules that are not its own."""
@@ -107,7 +98,7 @@ class Engine:
                 "weight_decay": 0.0 if kind == PLAIN else settings.weight_decay,
                 "kind": kind,
             }
-            for kind in (EMBEDDING, MATRIX, PLAIN)
+            for kind in GROUPS
         ]
         self.adam = torch.optim.AdamW(
             [group for group in groups if group["params"]],

@@ -19,10 +19,11 @@ from training.architecture import Architecture, hf_config
 from training.checkpoint import find, whole_checkpoints
 from training.hf_files import write_weights
 from training.reshard import MASTER, Stored, native_names
+from training.samples import tokenizer_file, write_samples
 from ziya.errors import UserError
+from ziya.exports import ABOUT, ExportFile, write_export
 from ziya.files import read_json, write_json
 
-ABOUT = "ziya.json"
 COMPANIONS = (
     "tokenizer.model",
     "tokenizer.json",
@@ -47,13 +48,15 @@ def export(
     keep_padding: bool = False,
     dtype: Literal["bf16", "fp32"] = "bf16",
     base: Path | None = None,
+    samples: bool = False,
     log: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
 ) -> Path:
     """Write the checkpoint of `step` (None: the latest) to `out` (None: RUN/exports/step-N); the folder written.
 
     `average`: FP32 mean of the masters of so many checkpoints, this one and those saved before it. `base`: folder of the
-    tokenizer and generation settings (None: the model.base that the run was started with). An earlier export at `out` is
-    replaced once the new one is whole. Needs no process group. Raises UserError: no or damaged checkpoints, `out` taken.
+    tokenizer and generation settings (None: the model.base that the run was started with). `samples`: let the model write on
+    (`training.samples`). An earlier export at `out` is replaced once the new one is whole. Needs no process group.
+    Raises UserError: no or damaged checkpoints, `out` taken, samples without a tokenizer.
     """
     last = find(run, step)
     if last is None:
@@ -71,6 +74,8 @@ def export(
         )
     if base is None:
         base = Path(str(last.manifest.extras.get("config", {}).get("model", {}).get("base", "")) or "/nonexistent")
+    if samples:
+        tokenizer_file(base)
     temporary = out.with_name(f"{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -81,7 +86,9 @@ def export(
             shutil.copyfile(base / name, temporary / name)
         if not any(name.startswith("tokenizer") for name in copied):
             log(f"warning: {base} holds no tokenizer: copy the tokenizer's files to {out} before use")
-        write_json(temporary / ABOUT, _about(stored, shape, dtype))
+        if samples:
+            write_samples(temporary)
+        write_export(temporary, _about(stored, shape, dtype))
         _put(temporary, out)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -136,16 +143,16 @@ def _config(shape: Architecture, base: Path, dtype: str, log: Callable[[str], No
     return config
 
 
-def _about(stored: Sequence[Stored], shape: Architecture, dtype: str) -> dict[str, Any]:
+def _about(stored: Sequence[Stored], shape: Architecture, dtype: Literal["bf16", "fp32"]) -> ExportFile:
     last = stored[-1].manifest
-    return {
-        "step": last.step,
-        "stage": last.stage,
-        "tokens": last.tokens,
-        "averaged_steps": [one.step for one in stored],
-        "dtype": dtype,
-        "architecture": shape.to_json(),
-    }
+    return ExportFile(
+        step=last.step,
+        stage=last.stage,
+        tokens=last.tokens,
+        averaged_steps=[one.step for one in stored],
+        dtype=dtype,
+        architecture=shape.to_json(),
+    )
 
 
 def _put(temporary: Path, out: Path) -> None:
@@ -158,4 +165,4 @@ def _put(temporary: Path, out: Path) -> None:
     shutil.rmtree(former, ignore_errors=True)
 
 
-__all__ = ["ABOUT", "COMPANIONS", "export"]
+__all__ = ["COMPANIONS", "export"]

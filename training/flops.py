@@ -31,6 +31,17 @@ def full_length(shape: Architecture, length: int, *, causal: bool = True) -> flo
     return per_token(shape) + of_pairs(shape, length * (0.5 if causal else 1.0))
 
 
+def recomputed(shape: Architecture, mode: str, tokens: float, squares: float) -> float:
+    """FLOPs that `model.recompute` = `mode` adds to such a step, never counted as the model's: the forward pass of whole layers
+    (`layer`), of the attention scores alone (`attention`), or none. What a fused attention kernel computes again inside
+    its backward pass is not counted either."""
+    scores = of_pairs(shape, 0.5 * squares) / 3.0
+    if mode == "layer":
+        head = 6.0 * shape.vocab_size * shape.hidden
+        return (per_token(shape) - head) * tokens / 3.0 + scores
+    return scores if mode == "attention" else 0.0
+
+
 # Dense BF16 peaks in TFLOPS, from the vendors' data sheets, by a part of the device's name.
 PEAKS = {"H200": 989.4, "H100": 989.4, "H800": 989.4, "A100": 312.0, "A800": 312.0, "L40S": 362.0, "4090": 165.2}
 

@@ -30,6 +30,7 @@ from typing import Any
 
 from training import preflight, watch
 from training.config import TrainConfig
+from training.progress import Follower, StageBar
 from ziya.errors import UserError
 from ziya.progress import log
 
@@ -150,9 +151,11 @@ def launch(config: TrainConfig, number: int, accepted: Sequence[str] = ()) -> in
         before = {signum: signal.signal(signum, note) for signum in SIGNALS}
         try:
             child = _start(config, number, there)
+            bar = StageBar(prepared.start.state, config.stage(number).tokens)
             try:
-                return _follow(run, child, signals)
+                return _follow(run, child, signals, bar)
             finally:
+                bar.close()
                 _kill(run, child)  # does nothing after an orderly end
         finally:
             for signum, handler in before.items():
@@ -225,12 +228,14 @@ def _free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def _follow(run: Path, child: subprocess.Popen[bytes], signals: list[int]) -> int:
-    """Wait for the launcher, pass signals on, end everything once a rank has failed."""
+def _follow(run: Path, child: subprocess.Popen[bytes], signals: list[int], bar: StageBar) -> int:
+    """Wait for the launcher, show how far the stage is, pass signals on, end everything once a rank has failed."""
     asked = failed = None
+    metrics = Follower(run / "metrics.jsonl", bar)
     beat = looked = 0.0
     while child.poll() is None:
         now = time.monotonic()
+        metrics.look()
         if now - beat > watch.ALIVE_S:
             beat = now
             (watch.folder(run) / "alive").write_text(str(now), encoding="utf-8")
@@ -251,6 +256,7 @@ def _follow(run: Path, child: subprocess.Popen[bytes], signals: list[int]) -> in
             break
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(0.2)
+    bar.close()
     _kill(run, child)  # what the launcher may have left behind
     return _outcome(run, child, asked)
 

@@ -46,7 +46,7 @@ class Services:
 
     `save(state, judge, final)` writes a checkpoint; `restore(judge, ranges)` loads the last one and gives its state, in which
     those ranges are left out too; `report(...)` writes metrics; `book(state, batch)` enters the ledger; `log(text)` speaks on
-    rank 0; `validate(state)` measures held-out rows.
+    rank 0; `validate(state)` measures held-out rows, unless it has done so at this step.
     """
 
     save: Callable[[RunState, Judge, bool], None]
@@ -123,6 +123,7 @@ def train_stage(
         if policy.due(state) and state.stage_tokens < stage.tokens:
             services.save(state, judge, False)
             policy.done(state)
+    services.validate(state)
     services.save(state, judge, True)
     return FINISHED, state
 

@@ -104,6 +104,8 @@ def cross_entropy(
     gradient of `hidden` is this rank's part: the caller sums it over the group.
     """
     rows = weight.shape[0] if used is None else used
+    if not torch.is_grad_enabled():  # inside the function torch no longer tells that nobody asks for gradients
+        hidden, weight = hidden.detach(), weight.detach()
     objective, losses = _ChunkedCrossEntropy.apply(
         hidden, weight, targets, weights, scale, z_loss, first_row, rows, chunk, group
     )

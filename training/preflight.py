@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.architecture import Architecture, read_architecture
 from training.config import TrainConfig
-from training.stages import MODEL, Start, check_number, find_start
+from training.stages import CHECKPOINT, MODEL, Start, check_number, find_start
 from ziya.config import MEASURING, changes, leaves, phase
 from ziya.errors import UserError
 from ziya.files import digest, read_json, write_json
@@ -69,11 +69,13 @@ def prepare(config: TrainConfig, number: int, world: int, accepted: Sequence[str
     layout = _layout(config, shape, world)
     run.mkdir(parents=True, exist_ok=True)
     sources = _open(config, shape, base, run)
-    notes = _notes(config, number, sources)
+    notes = _notes(config, number, sources) + _check_validation(config, shape, base, run, sources)
     if start.kind == MODEL:
         _check_weights(start.folder, shape)
         if stage.optimizer == "carry" and number > 1:
             notes.append(f"stage {number}: optimizer=carry, but {start.folder} has no moments: they start from zero")
+    if start.kind == CHECKPOINT:  # the run's own ones are compared through RUN/config.json
+        _check_checkpoint(start.folder, shape)
     _record(config, number, shape, sources, accepted, compare=bool(whole_checkpoints(run)))
     return Prepared(shape, layout, sources, start, notes)
 
@@ -103,6 +105,14 @@ def _open(config: TrainConfig, shape: Architecture, base: Path, run: Path) -> So
     return sources
 
 
+def _check_validation(config: TrainConfig, shape: Architecture, base: Path, run: Path, sources: Sources) -> list[str]:
+    """Refuse held-out packs that do not fit; warnings about the others."""
+    from training.validation import open_validation, trained_on
+
+    held = open_validation(config, shape.vocab_used, base, cache=run / "index", eos_id=eos_of(base))
+    return trained_on(held, sources) if held is not None else []
+
+
 def _check_weights(folder: Path, shape: Architecture) -> None:
     from training.hf_files import HFWeights
 
@@ -114,6 +124,17 @@ def _check_weights(folder: Path, shape: Architecture) -> None:
         )
     with HFWeights(folder) as weights:
         weights.check(shape)
+
+
+def _check_checkpoint(folder: Path, shape: Architecture) -> None:
+    from training.reshard import Stored
+
+    different = changes(Stored(folder).manifest.architecture, _plain(shape.to_json()))
+    if different:
+        raise UserError(
+            f"init_from {folder} is a checkpoint of another model than model.base ({'; '.join(different[:3])}): give the "
+            f"model.base that its run was started with, or start from an export of it"
+        )
 
 
 def _notes(config: TrainConfig, number: int, sources: Sources) -> list[str]:

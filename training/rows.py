@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
+
+from training.device import device
 
 
 @dataclass(frozen=True)
@@ -38,3 +40,12 @@ def positions_of(borders: torch.Tensor, row: int, *, restart: bool) -> torch.Ten
         return index % row
     starts = borders[:-1].to(torch.int64)
     return index - torch.repeat_interleave(starts, (borders[1:] - borders[:-1]).to(torch.int64))
+
+
+def on_device(rows: Packed) -> Packed:
+    """The same micro-batch where the model is."""
+    where = device()
+    if where.type == "cpu":
+        return rows
+    names = ("tokens", "targets", "weights", "positions", "borders")
+    return replace(rows, **{name: getattr(rows, name).to(where, non_blocking=True) for name in names})

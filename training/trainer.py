@@ -6,9 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,39 +24,34 @@ from training.ledger import Ledger
 from training.metrics import Metrics
 from training.model import Numerics, build
 from training.preflight import eos_of
+from training.progress import StageBar
 from training.reshard import MASTER, owned
-from training.rows import Packed
+from training.rows import Packed, on_device
+from training.sinks import open_sinks
 from training.stability import Judge
 from training.stages import MODEL, Start, find_start
 from training.state import RunState
+from training.telemetry import Counts, Telemetry
+from training.validation import in_words, open_for_run
 from training.watch import Watch
 from training.weights import whole_to_native
 from ziya.files import read_json
 from ziya.progress import log
 
 LEDGER_S = 30.0  # RUN/ledger.json is written at least so often while steps are booked, and at each checkpoint
-TELL_S = 15.0
 
 
 class Batches:
-    """The stage's global batches with this rank's part on its device; threads read ahead."""
+    """The stage's global batches with this rank's part on its device; threads read ahead. `counts`: of the last one read."""
 
-    def __init__(self, make: ReadAhead[tuple[GlobalBatch, list[Packed]]]) -> None:
+    def __init__(self, make: ReadAhead[tuple[GlobalBatch, list[Packed], Counts]]) -> None:
         self._make = make
+        self.counts: Counts
 
     def read(self, data_index: int) -> tuple[GlobalBatch, list[Packed]]:
         """(global batch, this data-parallel rank's micro-batches on its device)."""
-        batch, rows = self._make.read(data_index)
+        batch, rows, self.counts = self._make.read(data_index)
         return batch, [on_device(part) for part in rows]
-
-
-def on_device(rows: Packed) -> Packed:
-    """The same micro-batch where the model is."""
-    where = device()
-    if where.type == "cpu":
-        return rows
-    names = ("tokens", "targets", "weights", "positions", "borders")
-    return replace(rows, **{name: getattr(rows, name).to(where, non_blocking=True) for name in names})
 
 
 def fill_from_model(engine: Engine, folder: Path, shape: Architecture, here: Place) -> None:
@@ -106,10 +99,14 @@ class Trainer:
         self.engine = Engine(chunks, layout, config.optimizer)
         self.checkpoints = Checkpoints(self.run, self.engine, layout, self.place, config.checkpoint)
         self.judge = Judge(config.stability)
-        self.metrics = Metrics(self.run)
+        self.metrics, self.telemetry = Metrics(self.run), Telemetry(config, self.shape, self.place)
+        self.sinks = open_sinks(config, self.rank)
+        self.validation = open_for_run(config, self.shape, self.place, self.telemetry.spelled, self.sinks.validation)
+        self.batches: Batches
+        self.bar: StageBar | None = None
         self.flag = loop.StopFlag()
         self.failed_saves = 0
-        self._told = self._ledger_written = time.monotonic()
+        self._ledger_written = time.monotonic()
         self.ledger: Ledger
         self.saved_step = -1
         self._to_export: int | None = None
@@ -123,22 +120,46 @@ class Trainer:
     def train(self) -> tuple[str, RunState]:
         """Train until the budget is met or a stop is asked for; (how it ended, the last state)."""
         start, state = self.begin(self.judge)
+        if self._late_base():
+            start, state = self.begin(self.judge)
+        if self.rank == 0 and self.watching.launch is None:
+            self.bar = StageBar(state, self.stage.tokens)
         size, micro = self.place.layout.data, self.config.data.micro_batch_rows
 
-        def make(data_index: int) -> tuple[GlobalBatch, list[Packed]]:
+        def make(data_index: int) -> tuple[GlobalBatch, list[Packed], Counts]:
             batch = self.dataset.batch(data_index)
-            return batch, micro_batches(batch, self.place.data, size, micro, self.config.data)
+            parts = micro_batches(batch, self.place.data, size, micro, self.config.data)
+            return batch, parts, self.telemetry.count(batch)
 
-        with ReadAhead(make, self.config.data.workers) as ahead:
-            batches = Batches(ahead)
+        with ReadAhead(make, self.config.data.workers) as ahead, self.sinks:
+            batches = self.batches = Batches(ahead)
             first = batches.read(state.data_index)[1]
             checks.run(self.engine, self.shape, self.place, self.config, first, start, self.log)
             new_rows = first_new_row(self.base, self.shape)
             ended = loop.train_stage(
                 self.config, self.stage, self.engine, batches, state, self.judge, self._services(), new_rows=new_rows
             )
+        if self.bar is not None:
+            self.bar.close()
         self.exported()
         return ended
+
+    def validate(self, state: RunState) -> None:
+        """Measure held-out rows, unless that was done at this step."""
+        for line in self.validation.measure(self.engine, state):
+            self.log(in_words(line))
+
+    def _late_base(self) -> bool:
+        """Measure the starting model on names that came later than it; true when the engine holds it now."""
+        missing = self.validation.without_base
+        if missing and self.config.stage(1).init_from is not None:
+            self.log(f"warning: {', '.join(missing)}: came after stage 1 began from its init_from: no starting line is drawn")
+            return False
+        if missing:
+            fill_from_model(self.engine, self.base, self.shape, self.place)
+            for line in self.validation.measure_base(self.engine):
+                self.log(in_words(line))
+        return bool(missing)
 
     def _services(self) -> loop.Services:
         return loop.Services(
@@ -147,7 +168,7 @@ class Trainer:
             report=self.report,
             book=self.book,
             log=self.log,
-            validate=lambda state: None,  # telemetry.validation is measured by metrics.py
+            validate=self.validate,
             stop=self.stop,
         )
 
@@ -168,7 +189,11 @@ class Trainer:
         start.state.leave_out(ranges or [])
         if self.rank == 0:
             self.metrics.rewind(start.state)
+            self.sinks.rewind(start.state.step or -1)
             self.ledger.write(self.run / "ledger.json")
+        self.validation.rewind(start.state)
+        if start.state.stage == 1 and start.state.step == 0:
+            self.validate(start.state)  # the starting model, before anything moves
         return start, start.state
 
     def save(self, state: RunState, judge: Judge, final: bool) -> None:
@@ -176,7 +201,7 @@ class Trainer:
 
         One failed save is told and made up for by the next; a second in a row, or a final one, ends the run.
         """
-        self._finish(final)
+        self._finish(final or state.step > self.saved_step)
         if state.step > self.saved_step:
             self._skips(state)
             every = self.config.checkpoint.export_every_tokens
@@ -197,7 +222,9 @@ class Trainer:
             self.ledger.write(self.run / "ledger.json")
 
     def _finish(self, wait: bool) -> None:
-        """See to the save under way."""
+        """See to the save under way, and to an export that has ended."""
+        if self._exporting is not None and self._exporting.poll() is not None:
+            self.exported()
         try:
             step = self.checkpoints.wait() if wait else self.checkpoints.poll()
             if step is not None:
@@ -213,6 +240,8 @@ class Trainer:
         self._to_export = None
         self.exported()
         command = [sys.executable, "-m", "training.cli", "export", str(self.run), "--step", str(step)]
+        command += ["--samples"] if self.config.checkpoint.export_samples else []
+        self.checkpoints.held = step
         self._exporting = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}
         )
@@ -221,7 +250,7 @@ class Trainer:
         """Wait for the export under way."""
         if self._exporting is not None and self._exporting.wait():
             log(f"warning: an export failed; see {self.run / 'logs' / 'rank-0.log'}")
-        self._exporting = None
+        self._exporting = self.checkpoints.held = None
 
     def _failed(self, error: SaveError, final: bool) -> None:
         self.failed_saves += 1
@@ -260,27 +289,13 @@ class Trainer:
         seconds: float,
         waited: float,
     ) -> None:
-        """One line of metrics.jsonl, and now and then one on the terminal. A skipped batch's line names its documents."""
+        """One line of metrics.jsonl; a skipped batch's line names its documents. Collective."""
+        line = self.telemetry.line(state, batch, self.batches.counts, rows, result, rate, seconds, waited)
         if self.rank != 0:
             return
-        line: dict[str, Any] = {
-            "step": state.step,
-            "stage": state.stage,
-            "tokens": state.tokens,
-            "data_index": state.data_index,
-            "loss": result.loss,
-            "grad_norm": result.norm,
-            "lr": rate,
-            "tokens_per_s": batch.token_count / max(seconds, 1e-9),
-            "skipped": bool(result.reason),
-        }
         if result.reason:
             line |= {"reason": result.reason, "documents": self.dataset.document_ids(batch)}
         self.metrics.write(line)
-        if time.monotonic() - self._told > TELL_S:
-            self._told = time.monotonic()
-            share = 100.0 * state.stage_tokens / self.stage.tokens
-            log(
-                f"step {state.step}: loss {result.loss:.4f}, gradient norm {result.norm:.3g}, {line['tokens_per_s']:,.0f} "
-                f"tokens/s, {share:.1f} % of stage {state.stage}"
-            )
+        self.sinks.train(line)
+        if self.bar is not None:
+            self.bar.show(line)

@@ -15,6 +15,18 @@ Read = Callable[[str], torch.Tensor]
 
 _LAYER = "model.layers.{}."
 
+EMBEDDING, MATRIX, PLAIN = "embedding", "matrix", "plain"
+GROUPS = (MATRIX, EMBEDDING, PLAIN)
+"""Order of the optimizer's groups. DeepSpeed reduces groups together until they are long enough, and copies them for that; the
+largest one first stands alone and is reduced where it lies (26 GB a rank for 13B at PP2)."""
+
+
+def group_of(name: str, weight: torch.Tensor) -> str:
+    """The optimizer group of a native weight: embedding and head, other matrices, norms and biases."""
+    if name.endswith(("embedding.weight", "head.weight")):
+        return EMBEDDING
+    return MATRIX if weight.dim() > 1 else PLAIN
+
 
 def cut_qkv(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shape: Architecture) -> torch.Tensor:
     """Whole q, k, v (rows = heads x head_dim) -> rows ordered by group: its query heads, its key head, its value head."""

@@ -26,8 +26,8 @@ _at_work: list[Any] = []  # memoryviews of the two numbers of the tasks at work 
 
 
 def log(message: str) -> None:
-    """One plain line on stderr, above any bar."""
-    tqdm.write(message, file=sys.stderr)
+    """One plain line on stderr, above any bar, also one that another process has drawn on the same terminal."""
+    tqdm.write(f"\r\x1b[K{message}" if sys.stderr.isatty() else message, file=sys.stderr)
     sys.stderr.flush()
 
 

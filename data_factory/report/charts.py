@@ -35,10 +35,14 @@ def funnel(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def histogram(bins: Sequence[Sequence[float]], cut: dict[str, Any]) -> Markup:
-    """Documents over perplexity (logarithmic), with the cuts of the high and medium tiers as lines."""
+    """Documents over perplexity (logarithmic), with the cuts of the high and medium tiers as lines.
+
+    The cuts' names stand above the bars, a row each, so that neither bars nor the other name lie under them.
+    """
     if not bins:
         return Markup("")
-    width, height, base = 560.0, 150.0, 24.0
+    width, height, base, row = 560.0, 150.0, 24.0, 22.0
+    widest = 180.0  # of a name, in the larger type of narrow screens
     low, high = math.log10(bins[0][0]), math.log10(bins[-1][1])
     tallest = max(count for *_, count in bins)
 
@@ -55,20 +59,20 @@ def histogram(bins: Sequence[Sequence[float]], cut: dict[str, Any]) -> Markup:
         parts.append(
             f'<text class="note" text-anchor="middle" x="{place(10.0**exponent):.1f}" y="{height + 16}">{10**exponent:g}</text>'
         )
-    for name in ("high", "medium"):
-        value = (cut.get(name) or [0.0])[0]
-        if value and 10**low <= value <= 10**high:
-            x = place(value)
-            anchor = "end" if x > width - 90 else "start"
-            shift = -5 if anchor == "end" else 5
-            parts.append(
-                f'<line class="cut" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"/>'
-                f'<text class="cutname" text-anchor="{anchor}" x="{x + shift:.1f}" '
-                f'y="{12 if name == "high" else 28}">{name} \u2264 {value:.4g}</text>'
-            )
+    shown = {name: (cut.get(name) or [0.0])[0] for name in ("high", "medium")}
+    shown = {name: value for name, value in shown.items() if value and 10**low <= value <= 10**high}
+    for number, (name, value) in enumerate(shown.items()):
+        x, top = place(value), row * (number - len(shown))
+        figure = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+        anchor, shift = ("end", -5) if x > width - widest else ("start", 5)
+        parts.append(
+            f'<line class="cut" x1="{x:.1f}" x2="{x:.1f}" y1="{top:.0f}" y2="{height}"/>'
+            f'<text class="cutname" text-anchor="{anchor}" x="{x + shift:.1f}" y="{top + row - 6:.0f}">{name} \u2264 {figure}</text>'
+        )
+    above = row * len(shown) + 4
     return Markup(
-        f'<svg role="img" aria-label="documents over perplexity" viewBox="-12 -4 {width + 24:.0f} '
-        f'{height + base + 4:.0f}" class="histogram">{"".join(parts)}</svg>'
+        f'<svg role="img" aria-label="documents over perplexity" viewBox="-12 {-above:.0f} {width + 24:.0f} '
+        f'{height + base + above:.0f}" class="histogram">{"".join(parts)}</svg>'
     )
 
 

@@ -171,6 +171,7 @@ _MEANINGS = {
     "scoring.medium": "perplexity rank behind the medium tier",
     "scoring.max_perplexity": "perplexity above the cap",
     "scoring.min_perplexity": "perplexity below the floor",
+    "decontaminate.threshold": "holds a benchmark item",
     "dedup.url": "same URL as a better document",
     "dedup.exact": "same text as a better document",
     "dedup.fuzzy": "nearly the same text as a better document",

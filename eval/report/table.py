@@ -1,0 +1,202 @@
+"""`table.md`: scores beside the base and the paper's rows, both averages with intervals, tests, categories, subjects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from eval.report.collect import p_value, points, title, tokens, versus_base
+
+WIDE = 8  # more models than this: subject tables show the base, the first and the last only
+
+
+def escape(text: Any) -> str:
+    """A cell's text: nothing that would end the cell or start markup."""
+    plain = " ".join(str(text).split())
+    for character in "\\|<>*_`[]":
+        plain = plain.replace(character, f"\\{character}")
+    return plain
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Lines of a Markdown table; the first `left` columns are texts, the others numbers, to the right."""
+    lines = ["| " + " | ".join(header) + " |"]
+    lines.append("|" + "".join("---|" if number < left else "---:|" for number in range(len(header))))
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def change(row: dict[str, Any] | None) -> str:
+    """The difference to the other model with its verdict: `+3.10 better`, `+0.40 within noise`."""
+    if row is None or row["difference"] is None:
+        return ""
+    return f"{points(row['difference'], signed=True)} {row['verdict']}"
+
+
+def render(value: dict[str, Any]) -> str:
+    """The whole file."""
+    base = value["base"]
+    lines = ["# Evaluation", ""]
+    lines.append(
+        f"Protocol {value['protocol']}; scores are {value['average']} averages in per cent; base: "
+        f"{escape(base) if base is not None else 'none'}. Intervals are 95 %. A difference is called better or worse "
+        "below p = 0.05 after Holm's adjustment over all models and tasks, else within noise."
+    )
+    lines += ["", "## Scores", "", *_scores(value), "## Intervals and tests", "", *_tests(value)]
+    if any(row["family"] == "previous" for row in value["comparisons"]):
+        lines += ["## From checkpoint to checkpoint", "", *_previous(value)]
+    if value["breakdown"]:
+        lines += ["## Categories and subjects", "", *_subjects(value)]
+    if value.get("perplexity"):
+        lines += ["## Bits per byte", "", *_perplexity(value["perplexity"])]
+    if value.get("contamination"):
+        lines += ["## Contamination", "", *_contamination(value["contamination"])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _scores(value: dict[str, Any]) -> list[str]:
+    tasks = [item["task"] for item in value["tasks"]]
+    scored = {(row["model"], row["task"]): row for row in value["rows"]}
+    tested = versus_base(value)
+    rows = []
+    for model in value["models"]:
+        name = model["model"]
+        cells = [escape(name), escape(model["stage"] or ("base" if model["is_base"] else "")), tokens(model["tokens"])]
+        for task in tasks:
+            row = scored.get((name, task))
+            told = change(tested.get((name, task)))
+            cells.append("" if row is None else f"{points(row['value'])}{f' ({told})' if told else ''}")
+        rows.append(cells)
+    for name, numbers in value["paper"]["rows"].items():
+        cells = [f"*{name}*", "*paper*", ""]
+        rows.append([*cells, *(f"*{numbers[task]:.2f}*" if task in numbers else "" for task in tasks)])
+    header = ["model", "stage", "tokens", *(item["title"] for item in value["tasks"])]
+    note = f"*Rows in italics: {value['paper']['source']}, for reference.*"
+    return [*markdown(header, rows, 2), note, ""]
+
+
+def _tests(value: dict[str, Any]) -> list[str]:
+    tested = versus_base(value)
+    rows = []
+    for row in value["rows"]:
+        test = tested.get((row["model"], row["task"]), {})
+        difference = points(test.get("difference"), signed=True)
+        if difference:
+            difference += f" [{points(test['low'], signed=True)}, {points(test['high'], signed=True)}]"
+        rows.append([
+            title(row["task"]), escape(row["model"]), row["metric"], points(row["macro"]), points(row["micro"]), str(row["n"]),
+            f"[{points(row['low'])}, {points(row['high'])}]", points(row["base_value"]), difference,
+            p_value(row["p_value"]), p_value(test.get("p_adjusted")), test.get("verdict") or "",
+        ])  # fmt: skip
+    header = [
+        "task",
+        "model",
+        "metric",
+        "macro",
+        "micro",
+        "items",
+        "95 % interval",
+        "base",
+        "difference",
+        "p",
+        "p (Holm)",
+        "verdict",
+    ]
+    return markdown(header, rows, 3)
+
+
+def _previous(value: dict[str, Any]) -> list[str]:
+    rows = [
+        [title(row["task"]), escape(row["first"]), escape(row["second"]), str(row["n"]), change(row), p_value(row["p_value"]),
+         p_value(row["p_adjusted"])]
+        for row in value["comparisons"]
+        if row["family"] == "previous"
+    ]  # fmt: skip
+    return markdown(["task", "from", "to", "items", "difference", "p", "p (Holm)"], rows, 3)
+
+
+def shown_models(value: dict[str, Any]) -> list[str]:
+    """Columns of the subject tables: all models, or base, first and last of many."""
+    names = [model["model"] for model in value["models"]]
+    if len(names) <= WIDE:
+        return names
+    others = [name for name in names if name != value["base"]]
+    return [*([value["base"]] if value["base"] is not None else []), others[0], others[-1]]
+
+
+def subject_rows(value: dict[str, Any], task: str) -> list[dict[str, Any]]:
+    """Categories, then subjects of a task: `{category, subject, n, values}`, values beside `shown_models`."""
+    cells: dict[tuple[str | None, str | None], dict[str, Any]] = {}
+    for row in value["breakdown"]:
+        if row["task"] == task:
+            cells.setdefault((row["category"], row["subject"]), {})[row["model"]] = row
+    names = shown_models(value)
+    return [
+        {
+            "category": category,
+            "subject": subject,
+            "n": max(row["n"] for row in found.values()),
+            "values": [found.get(name) for name in names],
+        }
+        for (category, subject), found in cells.items()
+    ]
+
+
+def _subjects(value: dict[str, Any]) -> list[str]:
+    def shown(cell: dict[str, Any] | None) -> str:
+        return "" if cell is None else f"{points(cell['value'])} [{points(cell['low'])}, {points(cell['high'])}]"
+
+    lines = []
+    names = shown_models(value)
+    for item in value["tasks"]:
+        rows = [
+            [
+                escape(row["category"] or ""),
+                escape(row["subject"] or "(all)"),
+                str(row["n"]),
+                *map(shown, row["values"]),
+            ]
+            for row in subject_rows(value, item["task"])
+        ]
+        if rows:
+            header = ["category", "subject", "items", *map(escape, names)]
+            lines += [f"### {item['title']}", "", *markdown(header, rows, 2)]
+    return lines
+
+
+def _perplexity(rows: list[dict[str, Any]]) -> list[str]:
+    header = ["domain", "model", "documents", "bytes", "bits per byte", "95 % interval", "base", "change", "verdict"]
+    cells = []
+    for row in rows:
+        changed = ""
+        if row.get("change") is not None:
+            changed = f"{row['change']:+.4f} [{row['change_low']:+.4f}, {row['change_high']:+.4f}]"
+        cells.append([
+            escape(row["domain"]), escape(row["model"]), str(row["documents"]), str(row["bytes"]), f"{row['bits_per_byte']:.4f}",
+            f"[{row['low']:.4f}, {row['high']:.4f}]", "" if row.get("base") is None else f"{row['base']:.4f}", changed,
+            row.get("verdict") or "",
+        ])  # fmt: skip
+    return markdown(header, cells, 2)
+
+
+def _contamination(value: dict[str, Any]) -> list[str]:
+    header = ["task", "items", "checked", "flagged", "partly met"]
+    rows = [
+        [title(task), *(str(counts[name]) for name in ("items", "checked", "flagged", "partial"))]
+        for task, counts in value["tasks"].items()
+    ]
+    lines = [f"Flagged: at least {value['threshold']:.0%} of an item's 10-grams stand in the training data.", ""]
+    lines += markdown(header, rows, 1)
+    if value.get("scores"):
+        cells = [
+            [
+                title(row["task"]),
+                escape(row["model"]),
+                points(row["value"]),
+                str(row["n"]),
+                points(row["clean_value"]),
+                str(row["clean_n"]),
+            ]
+            for row in value["scores"]
+        ]
+        lines += markdown(["task", "model", "all items", "items", "without flagged", "items"], cells, 2)
+    return lines

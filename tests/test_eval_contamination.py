@@ -1,0 +1,215 @@
+"""Benchmark items in training data: planted copies in texts and packs are found, with their documents; others are not."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import eval_results
+import oracle_train_data
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import small_tokenizers
+
+from eval import contamination, training_text
+from eval.tasks.items import items
+from ziya.errors import UserError
+from ziya.tokenizer import load_tokenizer
+
+SHARED = Path(__file__).parents[1].parent / "shared" / "data" / "benchmarks"
+
+
+def prose(rng: random.Random, words: int, zh: bool) -> str:
+    if zh:
+        return "".join(chr(rng.randrange(0x4E00, 0x8000)) for _ in range(words))
+    return " ".join("".join(rng.choice("abcdefghijkl") for _ in range(rng.randrange(2, 8))) for _ in range(words))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 GSM8K and 40 C-Eval items in the official formats; the last GSM8K item is too short to be checked."""
+    folder, rng = tmp_path_factory.mktemp("data"), random.Random(0)
+    (folder / "gsm8k").mkdir()
+    questions = [prose(rng, 30, zh=False) + "?" for _ in range(39)] + ["How many are seven?"]
+    lines = [json.dumps({"question": question, "answer": "So.\n#### 7"}) for question in questions]
+    (folder / "gsm8k" / "test.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "ceval" / "val").mkdir(parents=True)
+    rows = [",".join([str(n), prose(rng, 25, zh=True), *(prose(rng, 4, zh=True) for _ in "ABCD"), "B"]) for n in range(40)]
+    header = "id,question,A,B,C,D,answer"
+    (folder / "ceval" / "val" / "law_val.csv").write_text("\n".join([header, *rows]), encoding="utf-8")
+    return folder
+
+
+def run(*given: object) -> int:
+    parser = argparse.ArgumentParser()
+    contamination.add_arguments(parser)
+    return contamination.main(parser.parse_args([str(part) for part in given]))
+
+
+def planted(data: Path) -> tuple[list[Any], list[tuple[str, str]]]:
+    """(ten items, documents of which ten hold one of them each, in another layout)."""
+    rng = random.Random(1)
+    chosen = [*items("gsm8k", data)[3:8], *items("ceval", data)[10:15]]
+    documents = []
+    for number in range(30):
+        zh = number % 2 == 1
+        text = prose(rng, 80, zh)
+        if number % 3 == 0:
+            copy = chosen[number // 3].question.upper().replace("\n", "  ").replace(". ", "．")
+            text = f"{text}。{copy}\n{prose(rng, 50, not zh)}"
+        documents.append((f"文-{number}", text))
+    return chosen, documents
+
+
+def result(out: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((out / "contamination.json").read_text(encoding="utf-8"))
+    return value
+
+
+def check_ten(out: Path, chosen: list[Any]) -> None:
+    value = result(out)
+    assert {entry["id"] for entry in value["flagged"]} == {item.id for item in chosen}
+    expected = {item.id: f"文-{3 * place}" for place, item in enumerate(chosen)}
+    for entry in value["flagged"]:
+        assert entry["documents"][0] == {"id": expected[entry["id"]], "share": 1.0} and entry["coverage"] == 1.0
+    assert value["tasks"]["gsm8k"] == {"items": 40, "checked": 39, "flagged": 5, "partial": 0}
+    assert value["tasks"]["ceval"] == {"items": 40, "checked": 40, "flagged": 5, "partial": 0}
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "huggingface"])
+def test_ten_planted_items_are_found_inside_packs(data: Path, tmp_path: Path, kind: str) -> None:
+    if kind == "sentencepiece":
+        path = small_tokenizers.sentencepiece_model(tmp_path / "t.model")
+    else:
+        path = small_tokenizers.tokenizer_json(tmp_path / "tokenizer.json")
+    tokenizer = load_tokenizer(path)
+    chosen, documents = planted(data)
+    ids, offsets = tokenizer.encode_batch([text for _, text in documents])
+    length, rows, room = 128, [], [oracle_train_data.Row([])]
+    for number, (name, _) in enumerate(documents):
+        tokens = [*ids[offsets[number] : offsets[number + 1]].tolist(), tokenizer.eos_id]
+        while tokens:  # spliced: joined and cut at the sample's length
+            left = length - len(room[0].tokens)
+            room[0].pieces.append(oracle_train_data.Piece(name, tokens[:left]))
+            tokens = tokens[left:]
+            if len(room[0].tokens) == length:
+                rows.append(room[0])
+                room[0] = oracle_train_data.Row([])
+    if room[0].pieces:
+        room[0].pieces.append(oracle_train_data.Piece("", [tokenizer.pad_id] * (length - len(room[0].tokens))))
+        rows.append(room[0])
+    (tmp_path / "packs").mkdir()
+    told = {name: getattr(tokenizer, name) for name in ("kind", "fingerprint", "vocab_size", "eos_id", "pad_id")}
+    oracle_train_data.write_pack(tmp_path / "packs" / "crawl", rows, "splice", told)
+    where = ("--data", data, "--tasks", "gsm8k,ceval", "--output", tmp_path)
+    assert run("--packs", tmp_path / "packs", "--tokenizer", path, *where) == 0
+    check_ten(tmp_path, chosen)
+    assert result(tmp_path)["documents"] == 30
+    with pytest.raises(UserError, match="give --tokenizer"):
+        run("--packs", tmp_path / "packs", *where)
+    other = small_tokenizers.sentencepiece_model(tmp_path / "other.model", vocab_size=600)
+    with pytest.raises(UserError, match="fingerprint"):
+        run("--packs", tmp_path / "packs", "--tokenizer", other, *where)
+
+
+def test_packs_become_the_texts_that_they_were_made_of(tmp_path: Path) -> None:
+    texts = ["The river isn't large. 它建于1784年，艾辉\n\n    return a + b", "  两次  被烧毁 <0x41> ▁ é 😀"]
+    paths = [small_tokenizers.sentencepiece_model(tmp_path / "t.model"), small_tokenizers.tokenizer_json(tmp_path / "t.json")]
+    for path in paths:
+        tokenizer = load_tokenizer(path)
+        spelling = training_text.Spelling.of(tokenizer)
+        for text in texts:
+            ids, _ = tokenizer.encode_batch([text])
+            spelled = spelling.text(ids).tobytes().decode()
+            assert spelled.strip().replace("▁", " ") == text.strip().replace("▁", " "), path.name
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "jsonl.gz"])
+def test_documents_of_every_format(data: Path, tmp_path: Path, kind: str) -> None:
+    chosen, documents = planted(data)
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    names, texts = [name for name, _ in documents], [text for _, text in documents]
+    if kind == "parquet":
+        table = pa.table({"id": names, "text": pa.array(texts, pa.large_string())})
+        pq.write_table(table, folder / "000000.parquet", row_group_size=7)
+    else:
+        content = "".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in documents).encode()
+        (folder / f"part.{kind}").write_bytes(gzip.compress(content) if kind.endswith("gz") else content)
+    run("--documents", tmp_path, "--data", data, "--tasks", "gsm8k,ceval", "--output", tmp_path / "out")
+    check_ten(tmp_path / "out", chosen)
+
+
+def test_an_item_spread_over_documents_counts_and_parts_are_listed(data: Path, tmp_path: Path) -> None:
+    whole, part = (item.question.split() for item in items("gsm8k", data)[:2])
+    documents = [" ".join(whole[:20]), "x. " + " ".join(whole[11:]), " ".join(part[:15])]
+    path = tmp_path / "two.jsonl"
+    path.write_text("".join(json.dumps({"messages": [{"content": text}]}) + "\n" for text in documents), encoding="utf-8")
+    run("--documents", path, "--data", data, "--tasks", "gsm8k", "--output", tmp_path)
+    value = result(tmp_path)
+    assert [(entry["id"], entry["coverage"]) for entry in value["flagged"]] == [("gsm8k/gsm8k/test/0", 1.0)]
+    assert [item["id"] for item in value["flagged"][0]["documents"]] == ["two.jsonl:1", "two.jsonl:2"]
+    assert [(entry["id"], entry["coverage"]) for entry in value["partial"]] == [("gsm8k/gsm8k/test/1", 6 / 21)]
+    run("--documents", path, "--data", data, "--tasks", "gsm8k", "--output", tmp_path, "--threshold", 6 / 21)
+    assert len(result(tmp_path)["flagged"]) == 2
+
+
+def test_scores_without_flagged_items_stand_beside_the_others(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    world = eval_results.write(out, items=40, count=2)
+    real = items("gsm8k", data)
+    for model in ("base", "step-100"):
+        lines = world["samples"][model]["gsm8k"]
+        for number, line in enumerate(lines):  # the first five by id, the others by their question
+            line["doc"] = {"id": real[number].id} if number < 5 else {"question": real[number].question}
+        path = out / "samples" / model / "gsm8k.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (tmp_path / "a.txt").write_text("\n".join(item.question for item in real[2:8]), encoding="utf-8")
+    run("--documents", tmp_path / "a.txt", "--data", data, "--tasks", "gsm8k", "--output", out)
+    rows = result(out)["scores"]
+    assert [(row["model"], row["n"], row["clean_n"], row["flagged"]) for row in rows] == [("base", 40, 34, 6), ("step-100", 40, 34, 6)]
+    for row in rows:
+        kept = [line["correct"] for n, line in enumerate(world["samples"][row["model"]]["gsm8k"]) if not 2 <= n < 8]
+        assert row["clean_value"] == pytest.approx(sum(kept) / len(kept))
+    assert "## Contamination" in (out / "table.md").read_text(encoding="utf-8")
+
+
+def test_mistakes_are_one_clear_line(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give --packs, --documents or both"):
+        run("--data", data)
+    with pytest.raises(UserError, match="holds no documents"):
+        run("--data", data, "--tasks", "gsm8k", "--documents", tmp_path)
+    with pytest.raises(UserError, match="holds no packs"):
+        run("--data", data, "--tasks", "gsm8k", "--packs", tmp_path)
+    with pytest.raises(UserError, match="threshold"):
+        run("--data", data, "--documents", tmp_path, "--threshold", 80)
+    (tmp_path / "bad.jsonl").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"bad.jsonl cannot be read"):
+        run("--data", data, "--tasks", "gsm8k", "--documents", tmp_path)
+    pq.write_table(pa.table({"content": ["x"]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="no column text"):
+        run("--data", data, "--tasks", "gsm8k", "--documents", tmp_path / "a.parquet")
+
+
+@pytest.mark.skipif(not (SHARED / "gsm8k" / "train.jsonl").exists(), reason="the shared benchmark files are not here")
+def test_gsm8k_train_does_not_flag_gsm8k_test(tmp_path: Path) -> None:
+    run("--documents", SHARED / "gsm8k" / "train.jsonl", "--data", SHARED, "--tasks", "gsm8k", "--output", tmp_path)
+    value = result(tmp_path)
+    assert value["tasks"]["gsm8k"]["items"] >= 1 and value["flagged"] == []
+
+
+@pytest.mark.skipif(not (SHARED / "cmmlu").exists(), reason="the shared benchmark files are not here")
+def test_every_real_item_finds_itself_and_almost_all_can_be_checked(tmp_path: Path) -> None:
+    tasks = [name for name in ("ceval", "cmmlu", "mmlu", "gsm8k", "humaneval", "math") if (SHARED / name).is_dir()]
+    texts = [item.question for task in tasks for item in items(task, SHARED)]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    run("--documents", tmp_path / "all.jsonl", "--data", SHARED, "--tasks", ",".join(tasks), "--output", tmp_path)
+    value = result(tmp_path)
+    assert all(counts["flagged"] == counts["checked"] > 0 for counts in value["tasks"].values())
+    checked, every = (sum(counts[name] for counts in value["tasks"].values()) for name in ("checked", "items"))
+    assert checked >= 0.99 * every, "short problems of MATH aside, every item has 10-grams of its own"

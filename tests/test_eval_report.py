@@ -1,0 +1,200 @@
+"""The report of a finished evaluation: table, curves, page; hostile texts, few data, broken input; a real browser where there is one."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import eval_results
+import pytest
+
+from eval import report
+from eval.report import collect, curves, page, samples, table
+from ziya.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluation")
+    eval_results.write(folder, items=60)
+    report.write(folder)
+    return folder
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def test_the_table_shows_scores_beside_the_base_and_the_paper(out: Path) -> None:
+    text = read(out / "table.md")
+    rows = json.loads(read(out / "results.json"))
+    lines = text.split("\n")
+    header = next(number for number, line in enumerate(lines) if line.startswith("| model | stage"))
+    assert cells(lines[header])[3:] == ["C-Eval", "CMMLU", "MMLU", "GSM8K", "MATH", "HumanEval"]
+    shown = {cells(line)[0]: cells(line) for line in lines[header + 2 : header + 14]}
+    assert shown["*Ziya2-13B*"][3:] == ["*58.84*", "*60.95*", "*61.36*", "*68.46*", "*10.98*", "*28.87*"]
+    last = {row["task"]: row for row in rows if row["model"] == "step-700"}
+    assert shown["step-700"][:3] == ["step-700", "three", "700 B"]
+    assert shown["step-700"][6].startswith(f"{100 * last['gsm8k']['value']:.2f} (+") and "better" in shown["step-700"][6]
+    assert "within noise" in shown["step-700"][7]
+    assert all(len(cells(line)) == len(cells(lines[header])) for line in lines[header : header + 14])
+    averages = next(cells(line) for line in lines if line.startswith("| C-Eval | step-700 | acc"))
+    assert averages[3:6] == [f"{100 * last['ceval']['macro']:.2f}", f"{100 * last['ceval']['micro']:.2f}", "120"]
+    assert "### C-Eval" in text and "| STEM | high\\_school\\_physics | 60 |" in text
+
+
+def test_equal_input_gives_equal_bytes(out: Path, tmp_path: Path) -> None:
+    for name in ("results.json", "models.json", "samples"):
+        (shutil.copytree if (out / name).is_dir() else shutil.copy)(out / name, tmp_path / name)
+    report.write(tmp_path)
+    for name in ("table.md", "curves.png", "curves.svg", "report.html", "report.json"):
+        assert (tmp_path / name).read_bytes() == (out / name).read_bytes(), name
+
+
+def test_the_page_is_self_contained_and_escapes_everything(out: Path) -> None:
+    text = read(out / "report.html")
+    assert "<script>alert" not in text and "<img src=x" not in text
+    assert len(re.findall(r"<script[ >]", text)) == len(re.findall("</script>", text)) == 2
+    assert not re.findall(r"""(?:src|href|action)=["'](?!data:)""", text)
+    assert "@import" not in text and "url(" not in text and "fetch(" not in text
+    inside = re.search(r'<script type="application/json" id="samples">(.*?)</script>', text, re.DOTALL)
+    assert inside is not None
+    data = json.loads(inside.group(1))
+    assert any(eval_results.HOSTILE in item["q"] for item in data["items"])
+    assert len(data["items"]) == 3 * 120 + 3 * 60 and data["models"][0] == data["base"] == "base"
+
+
+def test_curves_have_bands_stages_and_the_base(out: Path) -> None:
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    charts = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", read(out / "report.html"))
+    assert len(charts) == 6
+    first = base64.b64decode(charts[0]).decode()
+    assert "C-Eval" in first and "stroke-dasharray" in first and "base" in first and "tokens of training, billions" in first
+    value = json.loads(read(out / "report.json"))
+    places, _, numeric = curves.axis(value["models"])
+    assert numeric and places["step-697"] == 697
+    assert curves.stages(value["models"], places) == [("one", 0.0, 650.0), ("two 监督", 650.0, 697.0), ("three", 697.0, 700.0)]
+
+
+def test_models_without_tokens_are_points_in_their_order() -> None:
+    listed = [{"model": name, "step": None, "tokens": None, "stage": None, "is_base": name == "b"} for name in ("b", "y", "x")]
+    assert curves.axis(listed) == ({"y": 0.0, "x": 1.0}, "", False)
+    assert curves.axis([{**model, "step": 5} for model in listed])[2] is False, "two models at one place are no curve"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_model_with_and_without_a_base(tmp_path: Path, count: int) -> None:
+    eval_results.write(tmp_path, items=4, count=count, protocol="lm-eval")
+    report.write(tmp_path)
+    assert "micro averages" in read(tmp_path / "table.md")
+
+
+def test_an_evaluation_without_base_or_samples(tmp_path: Path) -> None:
+    world = eval_results.write(tmp_path, items=3, count=2)
+    shutil.rmtree(tmp_path / "samples")
+    models = [{**model, "is_base": False, "tokens": None, "step": None} for model in world["models"]]
+    (tmp_path / "models.json").write_text(json.dumps(models), encoding="utf-8")
+    report.write(tmp_path)
+    text = read(tmp_path / "report.html")
+    assert "base: none" in text and "0 of 0 items" in text
+
+
+def test_more_results_are_shown_where_they_are(out: Path, tmp_path: Path) -> None:
+    shutil.copytree(out, tmp_path / "out")
+    domain = {"model": "step-700", "domain": "新闻|<b>", "documents": 3, "bytes": 900, "bits_per_byte": 1.5, "low": 1.4, "high": 1.6}
+    changed = {"base": 1.25, "change": 0.25, "change_low": 0.2, "change_high": 0.3, "verdict": "forgotten"}
+    (tmp_path / "out" / "perplexity.json").write_text(json.dumps([{**domain, **changed}]), encoding="utf-8")
+    counts = {"items": 1319, "checked": 1310, "flagged": 7, "partial": 12}
+    scores = [{"task": "gsm8k", "model": "step-700", "value": 0.5, "n": 1319, "clean_value": 0.49, "clean_n": 1312}]
+    found = {"threshold": 0.8, "tasks": {"gsm8k": counts}, "scores": scores}
+    (tmp_path / "out" / "contamination.json").write_text(json.dumps(found), encoding="utf-8")
+    report.write(tmp_path / "out")
+    text, markdown = read(tmp_path / "out" / "report.html"), read(tmp_path / "out" / "table.md")
+    assert "新闻|&lt;b&gt;" in text and "+0.2500 [+0.2000, +0.3000]" in text and "forgotten" in text
+    assert "| 新闻\\|\\<b\\> | step-700 | 3 | 900 | 1.5000 |" in markdown
+    assert "| GSM8K | 1319 | 1310 | 7 | 12 |" in markdown and "| GSM8K | step-700 | 50.00 | 1319 | 49.00 | 1312 |" in markdown
+    assert ">1312<" in text.replace("\u202f", "")
+
+
+def test_what_is_not_a_result_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no results.json"):
+        report.write(tmp_path)
+    eval_results.write(tmp_path, items=2, count=1)
+    path = tmp_path / "samples" / "base" / "gsm8k.jsonl"
+    path.write_text('{"correct": 1, "sample_hash": "x"}\n{"correct": 1}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"gsm8k.jsonl, line 2: no field sample_hash"):
+        collect.collect(tmp_path)
+    path.write_text('{"correct": 1, "samp', encoding="utf-8")
+    with pytest.raises(UserError, match="line 1: not valid JSON"):
+        collect.collect(tmp_path)
+
+
+def test_a_large_run_shows_a_part_and_says_so() -> None:
+    counts = {"ceval": 900, "math": 100}
+    lines = {task: [{"sample_hash": f"{task}{n}", "correct": 1} for n in range(count)] for task, count in counts.items()}
+    items, total = samples.build({"m": lines}, ["m"], limit=100)
+    assert total == 1000
+    assert [item["t"] for item in items] == ["ceval"] * 90 + ["math"] * 10
+
+
+def test_answers_are_told_in_words() -> None:
+    assert samples.answer({"filtered_resps": [[-2.0, False], [-0.5, True]]}).startswith("B (log-probabilities A -2.00, B -0.50")
+    assert samples.answer({"filtered_resps": ["7"], "resps": [["It is 7."]]}) == "7\n--- output ---\nIt is 7."
+    assert samples.answer({"filtered_resps": ["7"], "resps": [["7"]]}) == "7"
+    assert samples.question({"doc": {"problem": "若 x=1"}}) == "若 x=1"
+    assert samples.question({"doc": {}, "arguments": {"gen_args_0": {"arg_0": "the prompt", "arg_1": {}}}}) == "the prompt"
+    assert samples.question({"arguments": [["the prompt", " A"]]}) == "the prompt"
+
+
+def test_markdown_and_json_are_escaped() -> None:
+    assert table.escape("a|b\n<c> *d*") == "a\\|b \\<c\\> \\*d\\*"
+    assert json.loads(page.embedded({"x": eval_results.HOSTILE}))["x"] == eval_results.HOSTILE
+    assert "<" not in page.embedded({"x": eval_results.HOSTILE})
+    assert [collect.tokens(n) for n in (None, 0, 1500, 12.5e6, 650e9)] == ["", "0", "1.5 k", "12.5 M", "650 B"]
+    assert [collect.p_value(p) for p in (None, 0.00001, 0.034, 1.0)] == ["", "< 0.0001", "0.034", "1"]
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+SCRIPT = """
+<script>
+const set = (id, value) => {
+  const field = document.getElementById(id);
+  field.value = value;
+  field.dispatchEvent(new Event(id === 'query' ? 'input' : 'change'));
+};
+const place = () => document.querySelector('.pager .place').textContent;
+const steps = [place()];
+set('task', 'ceval'); steps.push(place());
+document.querySelector('.pager .next').click(); steps.push(place());
+set('outcome', 'differ'); set('outcome', 'all');
+set('query', '第3题 LAW');
+setTimeout(() => {
+  steps.push(place());
+  steps.push(document.querySelectorAll('.sample mark').length > 1);
+  steps.push(document.querySelectorAll('#list script, #list img').length);
+  document.title = JSON.stringify(steps);
+}, 400);
+</script></body>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here to run the page's script in")
+def test_search_and_paging_in_a_real_browser(out: Path, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(read(out / "report.html").replace("</body>", SCRIPT), encoding="utf-8")
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
+    done: Any = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    found = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert found is not None
+    assert json.loads(found.group(1)) == [
+        "540 found · page 1 of 27", "120 found · page 1 of 6", "120 found · page 2 of 6", "1 found · page 1 of 1", True, 0,
+    ]  # fmt: skip
