@@ -48,7 +48,7 @@ def phases(rank: int, settings: dict[str, Any], bf16: bool, rows: str) -> dict[s
         set_phase(engine, stage, state, NEW, said.append)
         if step == FROZEN_STEPS:
             found["frozen"], found["moments"] = values(reshard.MASTER), [values(kind) for kind in reshard.KINDS[1:]]
-            found["steps"] = reshard.adam_steps(engine.adam)
+            found["steps"] = reshard.adam_steps(engine)
         norms += [norm for _, norm in small_models.train(engine, here, shape, range(step, step + 1))]
     return found | {"end": values(reshard.MASTER), "norms": norms, "said": said}
 

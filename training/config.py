@@ -140,7 +140,7 @@ class StageSettings(Settings):
     schedule: ScheduleSettings = fixed(ScheduleSettings, "learning rate")
     embeddings_only_tokens: float = fixed(
         0.0,
-        "tokens at the start during which only embedding and head move (Chinese-LLaMA); moments are reset after",
+        "tokens at the start during which only embedding and head move (Chinese-LLaMA); moments are reset before and after",
         ge=0,
     )
     embeddings_only_rows: Literal["new", "all"] = fixed("all", "which rows move meanwhile")
