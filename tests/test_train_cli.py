@@ -137,7 +137,7 @@ def refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["data.rows=3"], "unknown key data.rows"),
         (["model.precision=fp16"], "FP16 is refused: Ziya2 was begun in it"),
         (["parallel.tensor=2", "--processes", "3"], "3 processes are not a multiple of parallel.tensor 2"),
-        (["parallel.zero=2", "parallel.tensor=2", "--processes", "2"], "parallel.zero 2 partitions gradients"),
+        (["parallel.zero=2", "parallel.pipeline=2", "--processes", "2"], "parallel.zero 2 cuts gradients up"),
         (["--processes", "3"], "data.global_batch_rows=4 is not a multiple of data-parallel size 3"),
         (["data.sequence_length=128"], "data.sequence_length=128 and "),
         (["model.base=/nowhere"], "/nowhere has no config.json"),
