@@ -134,6 +134,7 @@ def test_what_a_reduction_copies(groups: list[int], expected: int) -> None:
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "DP2": {}, "TP2": {"tensor": 2}, "PP2": {"pipeline": 2}, "PP2x2": {"pipeline": 2, "chunks": 2},
+    "ZeRO-2": {"zero": 2}, "ZeRO-3": {"zero": 3},
 }  # fmt: skip
 SPLITS = {"alone": (1, False), "TP2": (2, False), "TP2+SP": (2, True)}
 RECOMPUTE = ("none", "attention", "layer")
@@ -149,14 +150,21 @@ def states(layout: Layout, bf16: bool) -> dict[str, int]:
     engine, here = small_models.engine(shape, layout, bf16=bf16)
     small_models.train(engine, here, shape, range(1))
     optimizer, state = engine.optimizer, engine.adam.state.values()
+    weights = [weight for chunk in engine.chunks for weight in chunk.parameters()]
     found = {
-        "weights": storages(engine.module.parameters()),
+        "weights": storages(weights),
         "moments": storages(tensor for entry in state for key, tensor in entry.items() if key != "step"),
     }
-    if bf16:
+    if layout.zero > 1:
+        from training import partitioned
+
+        found["masters"] = storages(partitioned.masters(engine))
+        if layout.zero == 3:  # norms and biases stay whole, matrices are cut up
+            found["weights"] = storages(weight.ds_tensor for weight in weights)
+    elif bf16:
         found["masters"] = storages(optimizer.fp32_groups_flat_partition)
         found["gradients"] = storages(optimizer.fp32_groups_gradients_flat)
-        assert all(weight.grad is None for weight in engine.module.parameters())
+        assert all(weight.grad is None for weight in weights)
     else:
         found["masters"] = storages(optimizer.single_partition_of_fp32_groups)
     engine.deepspeed.destroy()

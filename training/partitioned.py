@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from training.model import Llama
 from training.rows import Packed
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # megatron-core takes seconds to import, and commands without ranks read this module too
     from training.engine import Engine
+    from training.model import Llama
 
 
 class Part(NamedTuple):

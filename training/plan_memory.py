@@ -18,6 +18,8 @@ from training.reshard import native_names, native_size
 from training.weights import GROUPS, group_of
 
 REDUCTION_ELEMENTS = 500_000_000  # DeepSpeed closes a bucket of gradients once it is longer than this
+BUCKET = 200_000_000  # elements of a bucket under ZeRO-2 and 3, as the engine sets it
+LIVE = 1_000_000_000  # DeepSpeed's limit of gathered weights under ZeRO-3
 CONTEXT_GIB = 2.5  # CUDA context, cuBLAS work space, NCCL buffers: an allowance
 SLACK = 0.04  # of the rest: what the caching allocator cannot hand out again, an allowance
 PROCESS_GIB = 4.0  # host memory of a rank before it holds a model: libraries, packs' index, read-ahead: an allowance
@@ -52,8 +54,9 @@ def of_stage(
 
     With n the rank's weights (each optimizer group padded to a multiple of 2 x DP), b 2 bytes (BF16) or 4 (FP32):
 
-    weights               b n                (ZeRO-3: b n / DP, and two layers gathered)
-    gradients             4 n                FP32 and full-size on every rank under ZeRO-1 (ZeRO-2, 3: 4 n / DP, and a bucket)
+    weights               b n                (ZeRO-3: b n / DP, and b LIVE gathered ones)
+    gradients             4 n                FP32 and full-size on every rank under ZeRO-1 (ZeRO-2, 3: 4 n / DP)
+    bucket                under ZeRO-2, 3: (b + 4) BUCKET, gradients that wait for their reduction and their FP32 copies
     masters, moments      4 n / DP, 8 n / DP
     activations           `layer_bytes` x layers of a chunk x tokens x `in_flight`; with recompute=layer the inputs of all
                           layers and one layer whole; the last stage: final norm (as a layer's) and d(loss)/d(hidden) besides
@@ -75,9 +78,10 @@ def of_stage(
         "masters": 4 * part,
         "moments": 8 * part,
     }
-    layer = _layer_size(shape, layout.tensor)
     if layout.zero >= 2:
-        states["bucket and gathered layers"] = b * (200_000_000 + (2 * layer if layout.zero == 3 else 0))
+        states["bucket"] = (b + 4) * min(whole, BUCKET)
+    if layout.zero == 3:
+        states["gathered weights"] = b * min(whole, LIVE)
     last = stage == layout.pipeline - 1
     step = {
         "activations": activation_bytes(shape, layout, model, stage, tokens, microbatches),
@@ -132,10 +136,6 @@ def _sizes(shape: Architecture, tensor: int) -> dict[str, dict[str, int]]:
         kind = group_of(name, torch.empty(size, device="meta"))
         found[place][kind] = found[place].get(kind, 0) + size.numel()
     return found
-
-
-def _layer_size(shape: Architecture, tensor: int) -> int:
-    return sum(_sizes(shape, tensor)["layer"].values())
 
 
 def in_flight(layout: Layout, stage: int, microbatches: int) -> int:

@@ -53,7 +53,7 @@ def estimate(
     bubble             (PP - 1) / chunks micro-batches' time
     tensor             4 L exchanges of T h b values (2 more under recompute=layer), each 2 (t - 1) / t of them over the link
     pipeline           2 sends of T h b / s bytes a chunk and micro-batch, over the network where the next stage is elsewhere
-    data               once a step: 4 n bytes summed in FP32, 2 (d - 1) / d over the bus, b n gathered; ZeRO-2 and 3 scatter b n
+    data               once a step: 4 n bytes summed in FP32, 2 (d - 1) / d over the bus, b n gathered; ZeRO-2 and 3 scatter 4 n
                        a micro-batch instead of the sum, ZeRO-3 gathers b n twice a micro-batch
     bus                of ranks of one group: the link inside a node; beyond it, the network ports of its ranks on a node
     update             28 bytes of each weight's states / DP and 16 of each gradient through hbm
@@ -91,7 +91,7 @@ def estimate(
     n, d = sum(sizes.values()), layout.data
     ring = (d - 1) / d
     bus = _bus(layout, gpu)
-    summed = 2 * 4 * n if layout.zero <= 1 else microbatches * b * n
+    summed = 2 * 4 * n if layout.zero <= 1 else microbatches * 4 * n
     gathered = b * n * (2 * microbatches if layout.zero == 3 else 1)
     data = ring * (summed + gathered) / bus
     update = (28 * n / d + 16 * n) / (gpu.hbm * 1e9)
