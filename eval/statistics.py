@@ -168,7 +168,15 @@ def paired_test(task: str, pairs: Pairs, protocol: str, seed: str) -> dict[str, 
     """
     n = len(pairs.lines)
     if n == 0:
-        return {"n": 0, "difference": None, "low": None, "high": None, "mcnemar": None, "bootstrap": None, "p_value": None}
+        return {
+            "n": 0,
+            "difference": None,
+            "low": None,
+            "high": None,
+            "mcnemar": None,
+            "bootstrap": None,
+            "p_value": None,
+        }
     change = pairs.second - pairs.first
     binary = bool(np.isin(pairs.first, (0, 1)).all() and np.isin(pairs.second, (0, 1)).all())
     exact = mcnemar(int((change > 0).sum()), int((change < 0).sum())) if binary else None

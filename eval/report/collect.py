@@ -45,7 +45,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 raise UserError(f"{path}, line {number}: not valid JSON ({error}): evaluate this task again") from error
             lacking = [name for name in ("correct", "sample_hash") if not isinstance(value, dict) or name not in value]
             if lacking:
-                raise UserError(f"{path}, line {number}: no field {' and no field '.join(lacking)}: evaluate this task again")
+                raise UserError(
+                    f"{path}, line {number}: no field {' and no field '.join(lacking)}: evaluate this task again"
+                )
             yield value
 
 
@@ -67,7 +69,9 @@ def collect(out: Path) -> tuple[dict[str, Any], Lines]:
         "protocol": protocol,
         "average": "macro" if protocol == "ziya2" else "micro",
         "base": base,
-        "models": [{key: model.get(key) for key in ("model", "step", "stage", "tokens", "is_base", "run")} for model in models],
+        "models": [
+            {key: model.get(key) for key in ("model", "step", "stage", "tokens", "is_base", "run")} for model in models
+        ],
         "tasks": [{"task": task, "title": title(task)} for task in tasks],
         "rows": rows,
         "breakdown": statistics.breakdown(samples, models, protocol, SEED),

@@ -41,7 +41,13 @@ def draw(value: dict[str, Any]) -> Drawn:
     from matplotlib.figure import Figure  # no pyplot: no global state, no window system
 
     tasks = [item["task"] for item in value["tasks"]]
-    settings = {"font.family": fonts(), "font.size": 9, "svg.hashsalt": "ziya", "axes.edgecolor": SOFT, "text.color": INK}
+    settings = {
+        "font.family": fonts(),
+        "font.size": 9,
+        "svg.hashsalt": "ziya",
+        "axes.edgecolor": SOFT,
+        "text.color": INK,
+    }
     with mpl.rc_context(settings):
         columns = min(COLUMNS, max(len(tasks), 1))
         lines = -(-max(len(tasks), 1) // columns)
@@ -65,7 +71,11 @@ def axis(models: list[dict[str, Any]]) -> tuple[dict[str, float], str, bool]:
     """(model -> place on the x axis, the axis' label, whether places are numbers): tokens, else steps, else the order of models."""
     others = [model for model in models if not model["is_base"]]
     for name in ("tokens", "step"):
-        if others and all(model[name] is not None for model in others) and len({model[name] for model in others}) == len(others):
+        if (
+            others
+            and all(model[name] is not None for model in others)
+            and len({model[name] for model in others}) == len(others)
+        ):
             largest = max(model[name] for model in others)
             scale, unit = 1.0, ""
             if name == "tokens":
@@ -82,7 +92,9 @@ def stages(models: list[dict[str, Any]], places: dict[str, float]) -> list[tuple
     """(stage, begin, end) along the axis: a stage begins where the one before it ends."""
     bands: list[tuple[str, float, float]] = []
     begin = 0.0
-    named = sorted((places[model["model"]], str(model["stage"])) for model in models if model["model"] in places and model["stage"])
+    named = sorted(
+        (places[model["model"]], str(model["stage"])) for model in models if model["model"] in places and model["stage"]
+    )
     for place, stage in named:
         if bands and bands[-1][0] == stage:
             bands[-1] = (stage, bands[-1][1], place)

@@ -55,6 +55,13 @@ def render(value: dict[str, Any], samples: Lines, charts: dict[str, bytes]) -> s
         samples_shown=len(items),
         samples_total=total,
         data=Markup(
-            embedded({"models": names, "base": value["base"], "titles": {t: title(t) for t in {i["t"] for i in items}}, "items": items})
+            embedded(
+                {
+                    "models": names,
+                    "base": value["base"],
+                    "titles": {t: title(t) for t in {i["t"] for i in items}},
+                    "items": items,
+                }
+            )
         ),
     )

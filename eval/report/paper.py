@@ -3,7 +3,14 @@
 They say what such a table looks like at the paper's size; nothing here is compared with them.
 """
 
-TITLES = {"ceval": "C-Eval", "cmmlu": "CMMLU", "mmlu": "MMLU", "gsm8k": "GSM8K", "math": "MATH", "humaneval": "HumanEval"}
+TITLES = {
+    "ceval": "C-Eval",
+    "cmmlu": "CMMLU",
+    "mmlu": "MMLU",
+    "gsm8k": "GSM8K",
+    "math": "MATH",
+    "humaneval": "HumanEval",
+}
 
 ROWS: dict[str, dict[str, float]] = {
     name: dict(zip(("mmlu", "cmmlu", "ceval", "gsm8k", "math", "humaneval"), values, strict=True))

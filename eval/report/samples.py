@@ -44,7 +44,11 @@ def answer(line: Mapping[str, Any]) -> str:
     filtered, raw = line.get("filtered_resps"), line.get("resps")
     if isinstance(line.get("prediction"), str):
         said = line["prediction"]
-    elif isinstance(filtered, list) and len(filtered) > 1 and all(isinstance(item, (list, tuple)) and item for item in filtered):
+    elif (
+        isinstance(filtered, list)
+        and len(filtered) > 1
+        and all(isinstance(item, (list, tuple)) and item for item in filtered)
+    ):
         values = [float(item[0]) for item in filtered]  # log-probabilities of the options
         best = max(range(len(values)), key=values.__getitem__)
         told = ", ".join(f"{letter} {value:.2f}" for letter, value in zip(LETTERS, values, strict=False))
@@ -89,7 +93,8 @@ def build(samples: Lines, models: list[str], limit: int = ITEMS) -> tuple[list[d
 def _item(item: dict[str, Any]) -> dict[str, Any]:
     line = item["line"]
     answers = [
-        None if own is None else [round(float(own["correct"]), 4), cut(answer(own), ANSWER_CHARS)] for own in item["answers"]
+        None if own is None else [round(float(own["correct"]), 4), cut(answer(own), ANSWER_CHARS)]
+        for own in item["answers"]
     ]
     return {
         "t": item["task"], "s": str(line.get("subject") or ""), "q": cut(question(line), QUESTION_CHARS),

@@ -87,7 +87,20 @@ def _tests(value: dict[str, Any]) -> list[str]:
             f"[{points(row['low'])}, {points(row['high'])}]", points(row["base_value"]), difference,
             p_value(row["p_value"]), p_value(test.get("p_adjusted")), test.get("verdict") or "",
         ])  # fmt: skip
-    header = ["task", "model", "metric", "macro", "micro", "items", "95 % interval", "base", "difference", "p", "p (Holm)", "verdict"]
+    header = [
+        "task",
+        "model",
+        "metric",
+        "macro",
+        "micro",
+        "items",
+        "95 % interval",
+        "base",
+        "difference",
+        "p",
+        "p (Holm)",
+        "verdict",
+    ]
     return markdown(header, rows, 3)
 
 
@@ -136,7 +149,12 @@ def _subjects(value: dict[str, Any]) -> list[str]:
     names = shown_models(value)
     for item in value["tasks"]:
         rows = [
-            [escape(row["category"] or ""), escape(row["subject"] or "(all)"), str(row["n"]), *map(shown, row["values"])]
+            [
+                escape(row["category"] or ""),
+                escape(row["subject"] or "(all)"),
+                str(row["n"]),
+                *map(shown, row["values"]),
+            ]
             for row in subject_rows(value, item["task"])
         ]
         if rows:
@@ -170,7 +188,14 @@ def _contamination(value: dict[str, Any]) -> list[str]:
     lines += markdown(header, rows, 1)
     if value.get("scores"):
         cells = [
-            [title(row["task"]), escape(row["model"]), points(row["value"]), str(row["n"]), points(row["clean_value"]), str(row["clean_n"])]
+            [
+                title(row["task"]),
+                escape(row["model"]),
+                points(row["value"]),
+                str(row["n"]),
+                points(row["clean_value"]),
+                str(row["clean_n"]),
+            ]
             for row in value["scores"]
         ]
         lines += markdown(["task", "model", "all items", "items", "without flagged", "items"], cells, 2)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from eval.tasks import files, stock, ziya2
+from eval.sandbox import Sandbox
+from eval.tasks import files, score_gsm8k, score_humaneval, score_math, stock, ziya2
 from eval.tasks.items import LETTER_TASKS, LETTERS, Item, read_subject
 from eval.tasks.prompts import prompt
 from ziya.errors import UserError
@@ -20,6 +21,7 @@ from ziya.files import digest, json_bytes
 
 TASKS = tuple(files.SOURCES)
 Protocol = Literal["ziya2", "lm-eval"]
+SCORER_VERSION = {"gsm8k": score_gsm8k.VERSION, "math": score_math.VERSION, "humaneval": score_humaneval.VERSION}
 
 
 @dataclass(frozen=True)
@@ -62,72 +64,91 @@ def subjects(
     split: str | None = None,
     allow_missing: bool = False,
     unsafe_code: bool = False,
+    hub: bool = False,
     warn: Callable[[str], None] = _to_stderr,
 ) -> list[Subject]:
     """Every subject of the named tasks, in the official order.
 
     `shots`, `split`: other than the protocol's; `limit`: the first items of each subject only; `variant`: another wording;
-    `allow_missing`: evaluate the subjects that are there; `unsafe_code`: run HumanEval without bubblewrap. A set that is absent,
-    an unlabelled split, a broken row or a missing subject is a UserError; unknown hashes are told to `warn`.
+    `allow_missing`: evaluate the subjects that are there; `unsafe_code`: run HumanEval without bubblewrap; `hub`: download what is
+    absent into `data` first. A set that is absent, an unlabelled split, a broken row or a missing subject is a UserError; unknown
+    hashes are told to `warn`.
     """
     if protocol not in ("ziya2", "lm-eval"):
         raise UserError(f"protocol {protocol!r} is unknown: it is ziya2 or lm-eval")
-    found: list[Subject] = []
-    for task in dict.fromkeys(tasks):
-        found += _task(task, protocol, data, shots, limit, variant, split, allow_missing, unsafe_code, warn)
-    return found
+    asked = _Asked(protocol, data, shots, limit, variant, split, allow_missing, unsafe_code, hub, warn)
+    return [subject for task in dict.fromkeys(tasks) for subject in _task(task, asked)]
 
 
-def _task(
-    task: str,
-    protocol: Protocol,
-    data: Path,
-    shots: int | None,
-    limit: int | None,
-    variant: int,
-    split: str | None,
-    allow_missing: bool,
-    unsafe_code: bool,
-    warn: Callable[[str], None],
-) -> list[Subject]:
-    scored = files.check_names(task, split)
-    if not 0 <= variant < variants(task, protocol):
-        raise UserError(
-            f"{task} has {variants(task, protocol)} wordings under protocol {protocol}: variant {variant} is not one"
-        )
+@dataclass(frozen=True)
+class _Asked:
+    """The arguments of `subjects`."""
+
+    protocol: Protocol
+    data: Path
+    shots: int | None
+    limit: int | None
+    variant: int
+    split: str | None
+    allow_missing: bool
+    unsafe_code: bool
+    hub: bool
+    warn: Callable[[str], None]
+
+
+def _task(task: str, asked: _Asked) -> list[Subject]:
+    protocol, data = asked.protocol, asked.data
+    scored = files.check_names(task, asked.split)
+    wordings = variants(task, protocol)
+    if not 0 <= asked.variant < wordings:
+        raise UserError(f"{task} has {wordings} wordings under protocol {protocol}: variant {asked.variant} is not one")
+    shots = asked.shots
     if shots is None:
         shots = stock.SHOTS[task] if protocol == "lm-eval" else ziya2.default_shots(task)
     shot_split = (stock if protocol == "lm-eval" else ziya2).SHOT_SPLIT.get(task) if shots else None
-    names = _present(task, data, [scored, *([shot_split] if shot_split else [])], allow_missing, warn)
+    tests = files.subject_files(task, data, scored)
+    if asked.hub and (not tests or files.missing_subjects(task, data, scored)):
+        from eval.tasks.hub import fetch
+
+        fetch(task, data)
+        tests = files.subject_files(task, data, scored)
+    _refuse_unlabelled(task, tests, scored)
+    names = _present(task, asked, [scored, *([shot_split] if shot_split else [])])
+    examples = files.subject_files(task, data, shot_split) if shot_split else {}
+    sandbox = Sandbox(unsafe_code=asked.unsafe_code) if task == "humaneval" else None
+    if sandbox is not None and not sandbox.safe:
+        asked.warn(f"humaneval: {sandbox.name}")
     result = []
-    read: list[Path] = []
     for name in names:
-        paths = files.subject_files(task, data, scored)[name]
-        tests = read_subject(task, name, paths, scored)[: limit or None]
-        if not tests[0].answer:
-            raise UserError(
-                f"{task}: split {scored} carries no answers (they are scored by the benchmark's own server), so it has no score "
-                f"here: evaluate split {files.SOURCES[task].scored}"
-            )
-        shot_paths = files.subject_files(task, data, shot_split)[name] if shot_split else []
-        dev = read_subject(task, name, shot_paths, shot_split) if shot_split else []
+        items = read_subject(task, name, tests[name], scored)[: asked.limit or None]
+        dev = read_subject(task, name, examples[name], shot_split) if shot_split else []
         if shot_split and len(dev) < shots:
             raise UserError(f"{task}, {name}: {shots} shots are asked for, its {shot_split} split has {len(dev)} items")
-        result.append(_subject(task, name, protocol, tests, dev, shots, variant))
-        read += [*paths, *shot_paths]
+        result.append(_subject(task, name, asked, items, dev, shots, sandbox))
+    read = [path for found in (tests, examples) for name in names for path in found.get(name, [])]
     strange = files.unknown_files(task, data, read)
     if strange:
-        warn(f"{task}: {len(strange)} of {len(read)} files are not those of the known full set (first: {strange[0]})")
+        asked.warn(
+            f"{task}: {len(strange)} of {len(read)} files are not those of the known full set (first: {strange[0]})"
+        )
     return result
 
 
-def _present(
-    task: str, data: Path, splits: Sequence[str], allow_missing: bool, warn: Callable[[str], None]
-) -> list[str]:
+def _refuse_unlabelled(task: str, tests: dict[str, list[Path]], split: str) -> None:
+    """C-Eval publishes its test split without answers: that is no score of 0."""
+    for name, paths in tests.items():
+        if not read_subject(task, name, paths, split)[0].answer:
+            raise UserError(
+                f"{task}: split {split} carries no answers (the benchmark's own server scores it), so it has no score here: "
+                f"evaluate split {files.SOURCES[task].scored}"
+            )
+        return
+
+
+def _present(task: str, asked: _Asked, splits: Sequence[str]) -> list[str]:
     """The subjects that have files in every split; others are refused, or told where missing ones are allowed."""
+    data = asked.data
     names = list(files.subject_files(task, data, splits[0]))
-    if not names:
-        raise files.absent(task, data, splits[0])
     for split in splits:
         here = files.subject_files(task, data, split)
         if not here:
@@ -136,39 +157,31 @@ def _present(
         if not lacking:
             continue
         text = f"{task}: {len(lacking)} subjects have no {split} file below {data / task}: {', '.join(lacking)}"
-        if not allow_missing:
+        if not asked.allow_missing:
             raise UserError(f"{text}. Add them, or set allow_missing=true to evaluate the others")
-        warn(text)
+        asked.warn(text)
         names = [name for name in names if name in here]
     return names
 
 
 def _subject(
-    task: str, name: str, protocol: Protocol, tests: list[Item], dev: list[Item], shots: int, variant: int
+    task: str, name: str, asked: _Asked, tests: list[Item], dev: list[Item], shots: int, sandbox: Sandbox | None
 ) -> Subject:
-    wording: dict[str, Any]
+    protocol, variant = asked.protocol, asked.variant
+    wording: dict[str, Any] = {}
     if protocol == "lm-eval":
-        config, metric, scorer = stock.config(task, name, tests, dev, shots), stock.METRIC[task], 0
-        wording = {}
+        config, metric = stock.config(task, name, tests, dev, shots, sandbox), stock.METRIC[task]
+        wording = stock.stock_yaml(task, name)
     else:
-        config, metric = ziya2.config(task, name, tests, dev, shots, variant), ziya2.METRIC[task]
-        scorer = ziya2.SCORER_VERSION.get(task, 0)
+        config, metric = ziya2.config(task, name, tests, dev, shots, variant, sandbox), ziya2.METRIC[task]
         wording = prompt(task, variant).model_dump()
     said = {**{key: value for key, value in config.items() if _is_plain(value)}, "wording": wording}
-    version = f"{protocol}.{variant}.{scorer}.{digest(json_bytes(said))[:12]}"
-    config = {
-        **config,
-        "task": "_".join(
-            [
-                "ziya",
-                protocol.replace("-", ""),
-                task,
-                *([] if name == task else [name]),
-                *([f"v{variant}"] if variant else []),
-            ]
-        ),
-        "metadata": {"version": version},
-    }
+    version = f"{protocol}.{variant}.{SCORER_VERSION.get(task, 0)}.{digest(json_bytes(said))[:12]}"
+    parts = ["ziya", protocol.replace("-", ""), task]
+    parts += [name] if name != task else []
+    parts += [f"v{variant}"] if variant else []
+    box = {"sandbox": sandbox.name} if sandbox is not None else {}
+    config = {**config, "task": "_".join(parts), "metadata": {"version": version, **box}}
     letters = tuple(config.get("target_delimiter", " ") + letter for letter in LETTERS) if task in LETTER_TASKS else ()
     category = files.catalog()[task][name][0] if task in files.catalog() else task
     return Subject(task, name, category, config, metric, version, len(tests), letters)

@@ -22,7 +22,7 @@ from ziya.errors import UserError
 
 LETTERS = ("A", "B", "C", "D")
 LETTER_TASKS = ("ceval", "cmmlu", "mmlu")
-BOXED = re.compile(r"\\f?boxed\s*")
+BOXED = re.compile(r"\\(?:boxed|fbox)\s*")
 
 
 @dataclass(frozen=True)

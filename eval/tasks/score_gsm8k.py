@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
+
+from eval.tasks.scoring import batch_filter, cut
 
 VERSION = 1
 # a minus behind a digit or a bracket is a subtraction, not a sign; \d knows the digits of every script
@@ -13,12 +15,6 @@ NUMBER = re.compile(r"(?:(?<![\d)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:(?<=\d
 STATED = re.compile(
     r"(?:####|answer is|answer:|答案是|答案为|答案：)\s*[:：]?\s*\\?[$¥￥]?\s*(?=[-\d.])", re.IGNORECASE
 )
-
-
-def cut(text: str, until: Sequence[str]) -> str:
-    """The text before the first of the stop sequences: a base model goes on with questions of its own."""
-    places = [place for stop in until if (place := text.find(stop)) >= 0]
-    return text[: min(places)] if places else text
 
 
 def numbers(text: str) -> list[Decimal]:
@@ -51,17 +47,14 @@ def correct(predicted: Decimal | None, gold: str) -> bool:
 def filters(until: Sequence[str]) -> list[dict[str, Any]]:
     """The harness filters `strict` and `flexible`: each response becomes its number as text, "" where there is none."""
 
-    def pick(reader: Any) -> Any:
-        def apply(responses: Iterable[Sequence[str]], docs: Sequence[dict[str, Any]]) -> list[str]:
-            found = [reader(cut(response[0], until)) for response in responses]
+    def reader(read: Callable[[str], Decimal | None]) -> Callable[[list[str], Sequence[dict[str, Any]]], list[str]]:
+        def score(responses: list[str], docs: Sequence[dict[str, Any]]) -> list[str]:
+            found = [read(cut(response, until)) for response in responses]
             return ["" if number is None else str(number) for number in found]
 
-        return apply
+        return score
 
-    return [
-        {"name": name, "filter": [{"function": "custom", "filter_fn": pick(reader)}]}
-        for name, reader in (("strict", strict), ("flexible", flexible))
-    ]
+    return [batch_filter("strict", reader(strict)), batch_filter("flexible", reader(flexible))]
 
 
 def process_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, float]:

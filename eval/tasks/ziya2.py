@@ -7,9 +7,11 @@ from typing import Any
 
 import jinja2
 
-from eval.tasks import files, score_gsm8k
+from eval.sandbox import Sandbox
+from eval.tasks import files, score_gsm8k, score_humaneval, score_math
 from eval.tasks.items import LETTER_TASKS, LETTERS, Item
 from eval.tasks.prompts import Prompt, prompt, prompts
+from eval.tasks.scoring import metrics, scores_of_filter
 from ziya.errors import UserError
 
 SHOT_SPLIT = {"ceval": "dev", "cmmlu": "dev", "mmlu": "dev"}
@@ -31,7 +33,13 @@ def subject_name(task: str, subject: str) -> str:
 
 
 def config(
-    task: str, subject: str, tests: Sequence[Item], dev: Sequence[Item], shots: int, variant: int
+    task: str,
+    subject: str,
+    tests: Sequence[Item],
+    dev: Sequence[Item],
+    shots: int,
+    variant: int,
+    sandbox: Sandbox | None = None,
 ) -> dict[str, Any]:
     """A harness task config; `tests` are scored, the first `shots` of `dev` (letter tasks) are the worked examples."""
     wording = prompt(task, variant)
@@ -55,11 +63,13 @@ def config(
             "doc_to_target": letter_index,
             "fewshot_split": "dev" if shots else None,
             "fewshot_config": {"sampler": "first_n"},
-            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+            "metric_list": metrics("acc"),
         }
     common["output_type"] = "generate_until"
     common["generation_kwargs"] = {"until": list(wording.until), "max_gen_toks": wording.max_tokens, "do_sample": False}
     common["fewshot_config"] = {"sampler": "first_n", "samples": _examples(task, wording, shots)}
+    if sandbox is not None:
+        return {**common, **humaneval_scoring(wording, sandbox)}
     return {**common, **_SCORING[task](wording)}
 
 
@@ -76,13 +86,40 @@ def _gsm8k(wording: Prompt) -> dict[str, Any]:
         "doc_to_target": "solution",
         "filter_list": score_gsm8k.filters(wording.until),
         "process_results": score_gsm8k.process_results,
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        "metric_list": metrics("exact_match"),
     }
 
 
-_SCORING: dict[str, Callable[[Prompt], dict[str, Any]]] = {"gsm8k": _gsm8k}
-METRIC = {"ceval": "acc,none", "cmmlu": "acc,none", "mmlu": "acc,none", "gsm8k": "exact_match,flexible"}
-SCORER_VERSION = {"gsm8k": score_gsm8k.VERSION}
+def _math(wording: Prompt) -> dict[str, Any]:
+    return {
+        "doc_to_target": "solution",
+        "filter_list": score_math.scoring(wording.until),
+        "process_results": scores_of_filter,
+        "metric_list": metrics("math", "math_verify", "string", "minerva"),
+    }
+
+
+def humaneval_scoring(wording: Prompt, sandbox: Sandbox) -> dict[str, Any]:
+    """HumanEval's target and scorer."""
+
+    def program(response: str, doc: dict[str, Any]) -> str:
+        return score_humaneval.completion(response, doc, wording.until)
+
+    return {
+        "doc_to_target": score_humaneval.tests,
+        **score_humaneval.scoring(sandbox, "sandbox", program),
+        "process_results": scores_of_filter,
+        "metric_list": metrics("pass@1"),
+    }
+
+
+_SCORING: dict[str, Callable[[Prompt], dict[str, Any]]] = {"gsm8k": _gsm8k, "math": _math}
+METRIC = {
+    **dict.fromkeys(LETTER_TASKS, "acc,none"),
+    "gsm8k": "exact_match,flexible",
+    "math": "math,none",
+    "humaneval": "pass@1,sandbox",
+}
 
 
 def template(text: str) -> Callable[[dict[str, Any]], str]:

@@ -1,0 +1,252 @@
+"""The run on one screen: which models, which tasks, what is finished already; ask, write samples, summarise, report.
+
+OUT/eval.json                    the fixed settings of this folder
+OUT/models.json                  every model evaluated into it
+OUT/samples/<model>/<task>.jsonl per-sample lines; <task>.json beside it, written last, says what they were made from
+OUT/variants/<k>/<model>/...     the same for other wordings; OUT/variants.json the spread
+OUT/cache/                       answers (eval/cache.py)
+OUT/results.json, table.md ...   eval/statistics.py, eval/report
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval import ask, held_out, loading, models_found, results, samples, workers
+from eval.cache import Digests, model_identity
+from eval.config import EvalConfig
+from eval.models_found import Found
+from ziya.config import MEASURING, changes, leaves, phase
+from ziya.errors import UserError
+from ziya.files import digest, file_digest, json_bytes, read_json, remove_temporaries, write_json
+from ziya.progress import Progress, log
+
+if TYPE_CHECKING:
+    from eval.tasks import Subject
+
+LOCK = ".lock"
+POLL_S = 5.0  # between two looks for a new export
+
+
+def run(config: EvalConfig, *, restart: bool = False) -> list[dict[str, Any]]:
+    """Evaluate every model that the settings name and is not finished; the rows of results.json.
+
+    UserError: nothing to evaluate, files missing, or OUT holds scores of other fixed settings (`restart` discards them; stored
+    answers stay, they know what they answer).
+    """
+    if config.model is None:
+        raise UserError("no model: give a Hugging Face folder, a hub id or a ziya run")
+    if not config.allow_hub:
+        loading.offline()
+    out = Path(config.output)
+    wanted = wanted_subjects(config)
+    found = models_found.find(config.model, config.base, every=config.every, allow_hub=config.allow_hub)
+    with claimed(out):
+        open_output(out, config, restart)
+        return _run(config, out, wanted, found)
+
+
+def _run(
+    config: EvalConfig, out: Path, wanted: dict[tuple[str, int], list[Subject]], found: Sequence[Found]
+) -> list[dict[str, Any]]:
+    assert config.model is not None
+    session = Session(config, out, wanted)
+    for model in found:
+        session.evaluate(model)
+    rows = results.finish(out, config)
+    deadline = time.monotonic() + config.wait_s
+    while config.wait_s and models_found.is_run(Path(config.model)):
+        new = [one for one in models_found.exports(Path(config.model), config.every) if one.name not in session.seen]
+        for model in new:
+            session.evaluate(model)
+        if new:
+            rows, deadline = results.finish(out, config), time.monotonic() + config.wait_s
+        elif time.monotonic() >= deadline:
+            break
+        time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
+    return rows
+
+
+def wanted_subjects(config: EvalConfig) -> dict[tuple[str, int], list[Subject]]:
+    """(task, wording) -> subjects; every mistake in tasks or data comes to light before a model is loaded."""
+    from eval.tasks import variants
+
+    found = {}
+    for task in dict.fromkeys(config.tasks):
+        for variant in range(min(config.prompt_variants, variants(task, config.protocol))):
+            warn: Callable[[str], None] = log if variant == 0 else (lambda _: None)
+            found[task, variant] = ask.subjects_of(task, config, variant, warn)
+    if not found:
+        raise UserError("no tasks: give --tasks, for example ceval,gsm8k")
+    return found
+
+
+@contextlib.contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Keep a second `ziya-eval run` out of the folder: each would rewrite the other's results."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"{out} is in use by another ziya-eval run: wait for it, or give another --output"
+            ) from error
+        yield
+
+
+def open_output(out: Path, config: EvalConfig, restart: bool) -> None:
+    """Claim OUT for the fixed settings, or refuse it."""
+    fixed = {name: value for name, field, value in leaves(config) if phase(field) == MEASURING}
+    about = out / "eval.json"
+    if restart:
+        for name in ("samples", "variants"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in ("eval.json", "models.json", "results.json", "variants.json"):
+            (out / name).unlink(missing_ok=True)
+    if about.is_file():
+        former = read_json(about)
+        differing = changes(former.get("settings", {}), fixed)
+        if differing:
+            raise UserError(
+                f"{out} holds scores of other settings ({'; '.join(differing)}): give another --output, or --restart to discard them"
+            )
+    elif {path.name for path in out.iterdir()} - {LOCK, "cache"} and not (out / "cache").is_dir():
+        raise UserError(f"{out} holds other files: give an empty or new folder as --output")
+    remove_temporaries(out)
+    write_json(about, {"settings": fixed})
+
+
+class Session:
+    """The models of one call: what is finished, what is asked."""
+
+    def __init__(self, config: EvalConfig, out: Path, wanted: dict[tuple[str, int], list[Subject]]) -> None:
+        self.config, self.out, self.wanted = config, out, wanted
+        self.seen: set[str] = set()
+        self.digests = Digests(out / "cache" / "weights.json")
+        self.processes = loading.process_count(config)
+        data = Path(config.data)
+        self.documents = held_out.read(config.ppl)
+        self.data = {task: self.digests.tree(data / task) for task, _ in wanted}
+
+    def evaluate(self, found: Found) -> None:
+        """Every task of a model that is not finished."""
+        self.seen.add(found.name)
+        config, folder = self.config, Path(found.folder)
+        tokenizer = loading.tokenizer_folder(found, config)
+        identity = model_identity(
+            self.digests, folder, tokenizer, loading.dtype_name(config, folder), config.max_length
+        )
+        register(self.out, found)
+        pending = []
+        for (task, variant), subjects in self.wanted.items():
+            path, key = self._place(found, task, variant), self._key(identity, task, subjects)
+            if not finished(path, key):
+                pending.append((task, variant, subjects, path, key))
+        bits = held_out.key(identity, self.documents)
+        measured = not self.documents or held_out.is_finished(self.out, found.name, bits)
+        if not pending and measured:
+            log(f"{found.name}: all {len(self.wanted)} tasks are finished")
+            return
+        loading.limit_threads(config, 1)
+        versions = {one.config["task"]: one.version for _, _, subjects, _, _ in pending for one in subjects}
+        model = ask.open_model(found, config, identity, versions)
+        from eval.tasks.letters import check_letters
+
+        with ask.quiet():
+            for subject in (one for _, _, subjects, _, _ in pending for one in subjects if one.letters):
+                check_letters(subject, model.tok_encode)
+        if self.processes > 1:
+            self._answer_in_processes(
+                found, identity, {(task, variant): subjects for task, variant, subjects, _, _ in pending}
+            )
+        for task, variant, subjects, path, key in pending:
+            label = f"{found.name} {task}{f' wording {variant}' if variant else ''}"
+            total = _requests(subjects)
+            start, before = time.monotonic(), model.processed
+            with Progress(label, total, "request") as bar:
+                model.advance = bar.advance
+                entries, record = ask.ask(subjects, model)
+            for name, what in record["shortened"].items():
+                log(f"{label}: {name}: {_shortened(what, model.max_length)}")
+            samples.write(path, entries)
+            write_json(path.with_suffix(".json"), {
+                **record, "key": key, "model": found.to_json(), "identity": identity, "samples": file_digest(path),
+                "seconds": round(time.monotonic() - start, 3), "tokens_processed": model.processed - before,
+            })  # fmt: skip
+
+        if not measured:
+            with Progress(f"{found.name} held-out documents", len(self.documents), "document") as bar:
+                model.advance = bar.advance
+                held_out.ask(self.out, found.name, model, self.documents, bits)
+
+    def _answer_in_processes(
+        self, found: Found, identity: dict[str, Any], wanted: dict[tuple[str, int], list[Subject]]
+    ) -> None:
+        from eval.model import BLOCK
+
+        hands = workers.deal(workers.units(wanted, BLOCK), self.processes)
+        label = f"{found.name} in {len(hands)} process{'es' if len(hands) > 1 else ''}"
+        with Progress(label, sum(map(_requests, wanted.values())), "request") as bar:
+            workers.answer(hands, found, self.config, identity, bar.advance)
+
+    def _place(self, found: Found, task: str, variant: int) -> Path:
+        folder = self.out / "samples" if variant == 0 else self.out / "variants" / str(variant)
+        return folder / found.name / f"{task}.jsonl"
+
+    def _key(self, identity: dict[str, Any], task: str, subjects: Sequence[Subject]) -> str:
+        """All that a task's lines depend on. A tokenizer or weights that changed, a mended data file: another key."""
+        import importlib.metadata
+
+        asked = [[one.name, one.version, one.items] for one in subjects]
+        harness = importlib.metadata.version("lm-eval")
+        return digest(json_bytes([identity, harness, self.data[task], asked]))
+
+
+def _requests(subjects: Sequence[Subject]) -> int:
+    return sum(one.items * max(1, len(one.letters)) for one in subjects)
+
+
+def finished(path: Path, key: str) -> bool:
+    """Whether a task's lines are there, whole, and made from the same things."""
+    about = path.with_suffix(".json")
+    if not about.is_file() or not path.is_file():
+        return False
+    record = read_json(about)
+    return bool(record.get("key") == key and record.get("samples") == file_digest(path))
+
+
+def _shortened(what: dict[str, int], length: int) -> str:
+    parts = []
+    if "fewest_shots" in what:
+        parts.append(
+            f"{what['items_with_fewer_shots']} prompts do not fit into {length} tokens and have fewer than {what['shots']} "
+            f"examples, {what['fewest_shots']} at least (the first ones are left out)"
+        )
+    if "items_cut" in what:
+        parts.append(f"{what['items_cut']} questions do not fit even alone and lost their beginning")
+    if "generated_at_most" in what:
+        parts.append(f"answers have at most {what['generated_at_most']} tokens, half of the context")
+    return "; ".join(parts)
+
+
+def register(out: Path, found: Found) -> None:
+    """Add a model to models.json: the base first, then by run and step, in the order of their coming."""
+    path = out / "models.json"
+    known = [line for line in (read_json(path) if path.is_file() else []) if line["model"] != found.name]
+    if found.is_base:
+        known = [{**line, "is_base": False} for line in known]
+    ordered = sorted(
+        [*known, found.to_json()],
+        key=lambda line: (not line["is_base"], line["run"] or "", -1 if line["step"] is None else line["step"]),
+    )
+    write_json(path, ordered)
+
+
+__all__ = ["Session", "finished", "run", "wanted_subjects"]
