@@ -113,21 +113,17 @@ def _run(program: Program, limits: Limits, folder: str | None, stderr: Any = sub
         source = stack.enter_context(tempfile.TemporaryFile())
         source.write(json.dumps({"code": program.code, "test": program.test}).encode())
         source.seek(0)
-        token_read, token_write = os.pipe()
+        token_read = _pipe_with(token.encode(), stack)
         told_read, told_write = os.pipe()
-        for descriptor in (token_read, told_read):
-            stack.callback(os.close, descriptor)
-        os.write(token_write, token.encode())
-        os.close(token_write)
+        stack.callback(os.close, told_read)
         passed = [source.fileno(), token_read, told_write]
         inner = [*map(str, passed), *map(str, (limits.memory, limits.seconds, limits.processes, limits.file_bytes))]
         command = [_python(), "-P", "-s", "-S", "-B", "-c", INSIDE.read_text(encoding="utf-8"), *inner]
         if folder is None:
-            filter_file = stack.enter_context(tempfile.TemporaryFile())
-            filter_file.write(no_forks())
-            filter_file.seek(0)
-            extra = ["--seccomp", str(filter_file.fileno())] if no_forks() else []
-            passed.append(filter_file.fileno())
+            rules = no_forks()
+            if rules:  # a pipe, for the descriptor stays open inside: a file of the host could be written through it
+                passed.append(_pipe_with(rules, stack))
+            extra = ["--seccomp", str(passed[-1])] if rules else []
             command = [*_box(), *extra, "--", *command]
         try:
             process = subprocess.Popen(
@@ -156,6 +152,15 @@ def _run(program: Program, limits: Limits, folder: str | None, stderr: Any = sub
                 os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
     return _verdict(told, token, late, code)
+
+
+def _pipe_with(content: bytes, stack: contextlib.ExitStack) -> int:
+    """The reading end of a pipe that holds `content` (less than a pipe's 64 KiB) and then ends."""
+    read, write = os.pipe()
+    stack.callback(os.close, read)
+    os.write(write, content)
+    os.close(write)
+    return read
 
 
 def _listen(descriptor: int, deadline: float) -> tuple[bytes, bool]:

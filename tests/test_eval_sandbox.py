@@ -114,6 +114,15 @@ def test_no_host_files(tmp_path: Path) -> None:
 
 
 @needs_box
+def test_no_descriptor_reaches_a_file_of_the_host() -> None:
+    code = (
+        "import os, stat\nfor fd in range(3, 64):\n    try:\n        kind = os.fstat(fd).st_mode\n"
+        "    except OSError:\n        continue\n    assert stat.S_ISFIFO(kind), fd"
+    )
+    assert verdict(code).passed
+
+
+@needs_box
 def test_what_right_programs_need_is_there() -> None:
     modules = "math, random, hashlib, decimal, itertools, re, typing, threading, ctypes, sqlite3, zlib, bz2, lzma"
     assert verdict(

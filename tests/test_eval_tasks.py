@@ -155,8 +155,8 @@ HEADER = ",Question,A,B,C,D,Answer\n"
         (
             "ceval",
             "ceval/val/law_val.csv",
-            "id,question,A,B,C,D,answer\n0, ,1,2,3,4,A\n",
-            "row 2 .*the question is empty",
+            "id,question,A,B,C,D,answer\n0, ,,,,,A\n",
+            "row 2 .*question and options are empty",
         ),
         ("ceval", "ceval/val/law_val.csv", "id,question,A,B,C,D,answer\n", "holds no item"),
         ("ceval", "ceval/val/law_val.csv", "id,question,A,B,C,D,answer\n0,问".encode()[:-1], "line 2: not UTF-8"),

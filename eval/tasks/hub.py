@@ -1,6 +1,7 @@
 """Writes an absent set below the data folder from the hub, in its official layout, so that readers and hashes know one form only.
 
-Runs only when hub access is allowed and files are absent; files that are there stay. Repositories are those that the harness's own tasks name. The files'
+Runs only when hub access is allowed and files are absent; files that are there stay. Repositories are those that the harness's
+own tasks name. The files'
 bytes are ours, so their hashes are unknown and a warning says so.
 """
 

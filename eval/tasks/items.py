@@ -111,8 +111,8 @@ def _letter_rows(task: str, path: Path, split: str) -> Iterator[dict[str, str]]:
         row["answer"] = row.get("answer", "").strip()
         if labelled and row["answer"] not in LETTERS:
             raise UserError(f"{where}: the answer is {row['answer']!r}, it must be A, B, C or D")
-        if not row["question"].strip():
-            raise UserError(f"{where}: the question is empty")
+        if not any(row[name].strip() for name in ("question", *LETTERS)):
+            raise UserError(f"{where}: question and options are empty")
         yield row
 
 

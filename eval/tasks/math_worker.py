@@ -52,8 +52,7 @@ def compare(request: dict[str, Any]) -> dict[str, Any]:
     if stock:
         gold, said, normal = request["doc"]["solution"], text, request["doc"]["answer"]
     else:
-        answer = request["answer"]
-        gold, said = f"\\boxed{{{request['gold']}}}", f"\\boxed{{{answer}}}" if answer else text
+        gold, said = f"\\boxed{{{request['gold']}}}", f"\\boxed{{{request['answer']}}}" if request["answer"] else text
         normal = utils.normalize_final_answer(request["gold"])
 
     def by_verify() -> bool:
@@ -61,7 +60,10 @@ def compare(request: dict[str, Any]) -> dict[str, Any]:
         return bool(verify(parse(gold, parsing_timeout=None), target, timeout_seconds=None))
 
     def by_minerva() -> bool:
-        return bool(utils.is_equiv(utils.normalize_final_answer(utils.get_unnormalized_answer(text)), normal))
+        answer = utils.get_unnormalized_answer(text)
+        if answer == "[invalidanswer]":  # its word for a text that states none; sympy would think about it for nothing
+            return False
+        return bool(utils.is_equiv(utils.normalize_final_answer(answer), normal))
 
     found = {"math_verify": limited(by_verify), "exact_match" if stock else "minerva": limited(by_minerva)}
     return {**{name: value or 0.0 for name, value in found.items()}, "timeout": None in found.values()}
