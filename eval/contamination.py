@@ -168,13 +168,7 @@ def scores(out: Path, value: dict[str, Any], found: dict[str, list[Item]]) -> li
 
 
 def _item_of(line: dict[str, Any], ids: set[str], asked: dict[str, str]) -> str | None:
-    doc = line.get("doc")
-    if not isinstance(doc, dict):
-        return None
-    if str(doc.get("id")) in ids:
-        return str(doc["id"])
-    texts = (str(doc.get(name)) for name in ("question", "problem", "prompt"))
-    return next((asked[text] for text in texts if text in asked), None)
+    return str(line["id"]) if line["id"] in ids else asked.get(line["asked"])
 
 
 def told(value: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from ziya.errors import UserError
 from ziya.progress import log
 
 LOGIT_ROWS = 8192  # positions whose logits over the vocabulary are in memory at once
-FEW_ROWS, PADDING = 8, 0.2  # a batch of more rows than FEW_ROWS ends before so large a part of it is padding
+FEW_ROWS, PADDING = 4, 0.1  # a batch of more rows than FEW_ROWS ends before so large a part of it is padding
 SPREAD = 8  # a batch may read so many times batch_tokens keys, shared prefixes counted for every row
 
 

@@ -22,10 +22,12 @@ SUBJECT = "held-out"  # under which its answers are stored
 
 def read(paths: Sequence[str]) -> list[Document]:
     """The documents of all files; UserError when there are none."""
+    if not paths:
+        return []
     from eval.perplexity import read_documents
 
     found = [document for path in paths for document in read_documents(Path(path))]
-    if paths and not found:
+    if not found:
         raise UserError(f"--ppl {', '.join(paths)}: no documents in it")
     return found
 
@@ -56,10 +58,10 @@ def ask(out: Path, name: str, model: PrefixLM, documents: Sequence[Document], wa
 
 def write_table(out: Path, models: Sequence[dict[str, Any]], documents: Sequence[Document], seed: int) -> None:
     """OUT/perplexity.json from what is kept of these documents; nothing without documents."""
-    from eval.perplexity import table
-
     if not documents:
         return
+    from eval.perplexity import table
+
     base = next((line["model"] for line in models if line["is_base"]), None)
     bits = {}
     for line in models:

@@ -117,11 +117,14 @@ def test_more_results_are_shown_where_they_are(out: Path, tmp_path: Path) -> Non
     scores = [{"task": "gsm8k", "model": "step-700", "value": 0.5, "n": 1319, "clean_value": 0.49, "clean_n": 1312}]
     found = {"threshold": 0.8, "tasks": {"gsm8k": counts}, "scores": scores}
     (tmp_path / "out" / "contamination.json").write_text(json.dumps(found), encoding="utf-8")
+    spread = [{"task": "ceval", "model": "step-700", "values": [0.5, 0.7], "mean": 0.6, "least": 0.5, "greatest": 0.7}]
+    (tmp_path / "out" / "variants.json").write_text(json.dumps(spread), encoding="utf-8")
     report.write(tmp_path / "out")
     text, markdown = read(tmp_path / "out" / "report.html"), read(tmp_path / "out" / "table.md")
     assert "新闻|&lt;b&gt;" in text and "+0.2500 [+0.2000, +0.3000]" in text and "forgotten" in text
     assert "| 新闻\\|\\<b\\> | step-700 | 3 | 900 | 1.5000 |" in markdown
     assert "| GSM8K | 1319 | 1310 | 7 | 12 |" in markdown and "| GSM8K | step-700 | 50.00 | 1319 | 49.00 | 1312 |" in markdown
+    assert "| C-Eval | step-700 | 2 | 60.00 | 50.00 | 70.00 |" in markdown and "Spread over wordings" in text
     assert ">1312<" in text.replace("\u202f", "")
 
 
@@ -152,6 +155,10 @@ def test_answers_are_told_in_words() -> None:
     assert samples.answer({"filtered_resps": ["7"], "resps": [["7"]]}) == "7"
     assert samples.question({"doc": {"problem": "若 x=1"}}) == "若 x=1"
     assert samples.question({"doc": {}, "arguments": {"gen_args_0": {"arg_0": "the prompt", "arg_1": {}}}}) == "the prompt"
+    choices = {"Question": "选", "choices": ["甲", "乙"]}
+    assert samples.question({"doc": choices}) == "选\nA. 甲\nB. 乙"
+    kept = samples.slim({"doc": choices, "correct": 1, "sample_hash": "h", "arguments": {"arg_0": "x" * 9999}}, {})
+    assert len(json.dumps(kept)) < 300 and kept["asked"] == "选"
     assert samples.question({"arguments": [["the prompt", " A"]]}) == "the prompt"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,7 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval_models import BENCHMARKS, LLAMA2, config, harness_model, scores, write_benchmarks, write_model
+from eval_models import (
+    BENCHMARKS,
+    LLAMA2,
+    config,
+    harness_model,
+    prefix_model,
+    request,
+    scores,
+    write_benchmarks,
+    write_model,
+)
+from small_tokenizers import CHINESE, ENGLISH
 
 from eval import ask, runner, workers
 from eval.tasks import Subject
@@ -316,3 +328,24 @@ def test_work_is_cut_and_dealt_evenly(world: tuple[Path, Path], tmp_path: Path) 
     assert sorted(map(str, work)) == sorted(str(unit) for hand in hands for unit in hand)
     assert [{unit.task for unit in hand} for hand in hands] == [{"gsm8k"}, {"gsm8k"}, {"gsm8k", "mmlu", "cmmlu"}]
     assert len(workers.deal(work[:2], 8)) == 2
+
+
+def test_held_out_documents_are_measured_beside(world: tuple[Path, Path], tmp_path: Path) -> None:
+    texts = tmp_path / "held.jsonl"
+    lines = [{"text": ENGLISH, "domain": "en"}, {"text": ENGLISH[::-1], "domain": "en"}, {"text": CHINESE, "domain": "zh"}]
+    texts.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    out = tmp_path / "out"
+    settings = config(
+        world[0] / "first", world[1], out, base=str(world[0] / "second"), tasks=["cmmlu"], limit=1, ppl=[str(texts)]
+    )
+    runner.run(settings)
+    rows = json.loads((out / "perplexity.json").read_text())
+    assert {(row["model"], row["domain"]) for row in rows} >= {("first", "en"), ("first", "zh"), ("base-second", "zh")}
+    [mine] = [row for row in rows if (row["model"], row["domain"]) == ("first", "zh")]
+    model = prefix_model(world[0] / "first")
+    [total] = model.loglikelihood_rolling([request("loglikelihood_rolling", CHINESE)])
+    assert mine["bits_per_byte"] == pytest.approx(-total / math.log(2) / len(CHINESE.encode()), rel=1e-5)
+    assert mine["base"] is not None and mine["base"] != mine["bits_per_byte"]
+    kept = (out / "perplexity" / "first.json").stat().st_mtime_ns
+    runner.run(settings)
+    assert (out / "perplexity" / "first.json").stat().st_mtime_ns == kept

@@ -307,7 +307,8 @@ class Index:
 
     def scan(self, data: U8, offsets: I64) -> Hits:
         """Find the n-grams in documents data[offsets[i]:offsets[i + 1]]; one pass over the bytes."""
-        n, capacity = len(offsets) - 1, 1 << 12
+        n = len(offsets) - 1
+        capacity = (1 << 12) + int(offsets[-1] - offsets[0]) // 16  # more hits than that cost a second pass
         ends, units = np.zeros(n, np.int64), np.zeros(n, np.int64)
         while True:
             document, ngram = np.empty(capacity, np.int64), np.empty(capacity, np.uint64)

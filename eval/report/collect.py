@@ -10,6 +10,7 @@ import orjson
 
 from eval import statistics
 from eval.report import paper
+from eval.report.samples import slim
 from ziya.errors import UserError
 from ziya.files import read_json
 
@@ -25,12 +26,16 @@ def title(task: str) -> str:
 
 
 def read_samples(out: Path) -> Lines:
-    """model -> task -> sample lines, from `OUT/samples/<model>/<task>.jsonl`; UserError names a broken line."""
+    """model -> task -> sample lines as `samples.slim` keeps them, of `OUT/samples/<model>/<task>.jsonl`.
+
+    UserError names a broken line.
+    """
     found: Lines = {}
+    texts: dict[str, str] = {}
     folder = out / "samples"
     for path in sorted(folder.rglob("*.jsonl")):
         model = str(path.parent.relative_to(folder))
-        found.setdefault(model, {})[path.stem] = list(_lines(path))
+        found.setdefault(model, {})[path.stem] = [slim(line, texts) for line in _lines(path)]
     return found
 
 
@@ -78,7 +83,7 @@ def collect(out: Path) -> tuple[dict[str, Any], Lines]:
         "comparisons": statistics.compare(samples, models, base, protocol, SEED),
         "paper": {"source": paper.SOURCE, "rows": paper.ROWS},
     }
-    for name in ("perplexity", "contamination"):
+    for name in ("perplexity", "contamination", "variants"):
         path = out / f"{name}.json"
         if path.is_file():
             value[name] = read_json(path)

@@ -24,15 +24,35 @@ def cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def asked(doc: Mapping[str, Any]) -> str:
+    """The question's own text in a harness document, "" when no field is known to hold it."""
+    texts = (doc.get(name) for name in ("question", "Question", "problem", "prompt", "text"))
+    return next((text for text in texts if isinstance(text, str) and text.strip()), "")
+
+
+def slim(line: Mapping[str, Any], texts: dict[str, str]) -> dict[str, Any]:
+    """What statistics, page and contamination need of a line: its prompt may be ten thousand characters, and there are many.
+
+    `texts` shares equal strings between lines: every model is asked the same.
+    """
+    given = line.get("doc")
+    doc: Mapping[str, Any] = given if isinstance(given, dict) else {}
+    kept = {name: line[name] for name in ("correct", "sample_hash", "subject", "category", "task") if name in line}
+    kept |= {"id": str(doc.get("id", "")), "asked": asked(doc), "q": cut(question(line), QUESTION_CHARS)}
+    kept |= {"g": cut(_first(line.get("target")), ANSWER_CHARS), "said": cut(answer(line), ANSWER_CHARS)}
+    return {name: texts.setdefault(value, value) if isinstance(value, str) else value for name, value in kept.items()}
+
+
 def question(line: Mapping[str, Any]) -> str:
     """What was asked: the item's own question, else the end of the prompt."""
     doc = line.get("doc")
     if isinstance(doc, dict):
-        for name in ("question", "problem", "prompt", "text"):
-            if isinstance(doc.get(name), str) and doc[name].strip():
-                options = [f"{letter}. {doc[letter]}" for letter in "ABCD" if isinstance(doc.get(letter), str)]
-                text = doc[name]
-                return "\n".join([text, *(option for option in options if option not in text)])
+        text = asked(doc)
+        if text:
+            choices = doc.get("choices")
+            found = dict(zip(LETTERS, choices, strict=False)) if isinstance(choices, list) else doc
+            options = [f"{letter}. {found[letter]}" for letter in "ABCD" if isinstance(found.get(letter), str)]
+            return "\n".join([text, *(option for option in options if option not in text)])
     arguments = line.get("arguments")
     while isinstance(arguments, (dict, list)) and arguments:
         arguments = next(iter(arguments.values())) if isinstance(arguments, dict) else arguments[0]
@@ -68,6 +88,7 @@ def _first(value: Any) -> str:
 def build(samples: Lines, models: list[str], limit: int = ITEMS) -> tuple[list[dict[str, Any]], int]:
     """(items of the page, how many there are in all).
 
+    `samples`: lines that `slim` made.
     An item is `{t: task, s: subject, q: question, g: gold answer, a: [per model: null or [correct, answer]]}`.
     """
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
@@ -93,10 +114,9 @@ def build(samples: Lines, models: list[str], limit: int = ITEMS) -> tuple[list[d
 def _item(item: dict[str, Any]) -> dict[str, Any]:
     line = item["line"]
     answers = [
-        None if own is None else [round(float(own["correct"]), 4), cut(answer(own), ANSWER_CHARS)]
-        for own in item["answers"]
+        None if own is None else [round(float(own["correct"]), 4), own.get("said", "")] for own in item["answers"]
     ]
     return {
-        "t": item["task"], "s": str(line.get("subject") or ""), "q": cut(question(line), QUESTION_CHARS),
-        "g": cut(_first(line.get("target")), ANSWER_CHARS), "a": answers,
+        "t": item["task"], "s": str(line.get("subject") or ""), "q": line.get("q", ""), "g": line.get("g", ""),
+        "a": answers,
     }  # fmt: skip

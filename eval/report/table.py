@@ -46,6 +46,8 @@ def render(value: dict[str, Any]) -> str:
         lines += ["## From checkpoint to checkpoint", "", *_previous(value)]
     if value["breakdown"]:
         lines += ["## Categories and subjects", "", *_subjects(value)]
+    if value.get("variants"):
+        lines += ["## Spread over wordings", "", *_variants(value["variants"])]
     if value.get("perplexity"):
         lines += ["## Bits per byte", "", *_perplexity(value["perplexity"])]
     if value.get("contamination"):
@@ -161,6 +163,15 @@ def _subjects(value: dict[str, Any]) -> list[str]:
             header = ["category", "subject", "items", *map(escape, names)]
             lines += [f"### {item['title']}", "", *markdown(header, rows, 2)]
     return lines
+
+
+def _variants(rows: list[dict[str, Any]]) -> list[str]:
+    cells = [
+        [title(row["task"]), escape(row["model"]), str(len(row["values"]))]
+        + [points(row[name]) for name in ("mean", "least", "greatest")]
+        for row in rows
+    ]
+    return markdown(["task", "model", "wordings", "mean", "least", "greatest"], cells, 2)
 
 
 def _perplexity(rows: list[dict[str, Any]]) -> list[str]:
