@@ -147,14 +147,15 @@ def test_two_processes_give_what_one_gives(world: tuple[Path, Path], evaluated: 
     assert record["tokens_processed"] == 0, "the processes ran the model, this one only scored"
 
 
-def test_a_mistake_in_a_process_is_told_as_such(world: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.soak)])
+def test_a_mistake_in_a_process_is_told_as_such(world: tuple[Path, Path], tmp_path: Path, processes: int) -> None:
     model = tmp_path / "broken"
     shutil.copytree(world[0] / "first", model)
     size = (model / "model.safetensors").stat().st_size
     with (model / "model.safetensors").open("r+b") as file:
         file.truncate(size // 2)
     with pytest.raises(UserError, match="cannot be loaded"):
-        runner.run(config(model, world[1], tmp_path / "out", processes=2, tasks=["cmmlu"]))
+        runner.run(config(model, world[1], tmp_path / "out", processes=processes, tasks=["cmmlu"]))
 
 
 def test_a_killed_run_goes_on(world: tuple[Path, Path], evaluated: Path, tmp_path: Path) -> None:
@@ -227,13 +228,16 @@ def answers_of_the_harness(subjects: list[Subject], folder: Path) -> dict[str, A
         from lm_eval.tasks import TaskManager
 
         return simple_evaluate(
-            model=harness_model(folder, batch_size=8), tasks=[one.config for one in subjects],
+            model=harness_model(folder, batch_size=2), tasks=[one.config for one in subjects],
             task_manager=TaskManager(include_defaults=False), bootstrap_iters=0, confirm_run_unsafe_code=True,
         )  # fmt: skip
 
 
 @pytest.mark.skipif(not (BENCHMARKS.is_dir() and LLAMA2.is_dir()), reason="needs the real benchmark items in ../shared/data")
-def test_protocol_lm_eval_equals_the_harness_on_real_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", [2, pytest.param(25, marks=pytest.mark.soak)])
+def test_protocol_lm_eval_equals_the_harness_on_real_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
     """Scores, log-probabilities and texts, item by item, with LLaMA2's tokenizer, all six benchmarks."""
     from transformers import LlamaTokenizer
 
@@ -253,7 +257,7 @@ def test_protocol_lm_eval_equals_the_harness_on_real_items(tmp_path: Path, monke
         return found
 
     monkeypatch.setattr(ask, "subjects_of", shorter)
-    settings = config(folder, BENCHMARKS, tmp_path / "out", tasks=tasks, protocol="lm-eval", limit=2)
+    settings = config(folder, BENCHMARKS, tmp_path / "out", tasks=tasks, protocol="lm-eval", limit=limit)
     rows = {row["task"]: row for row in runner.run(settings)}
     assert set(rows) == set(tasks)
     for task in tasks:
