@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+JOBS ?= 2  # test processes; each may start up to four ranks of its own
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test soak lint clean
@@ -21,7 +22,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not soak'
+	$(BIN)/python -m pytest -m 'not soak' -n $(strip $(JOBS)) --dist loadfile
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak
@@ -31,4 +32,4 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build *.egg-info demo_out demo_crawl
+	rm -rf $(VENV) build *.egg-info demo_out demo_crawl demo_train

@@ -61,7 +61,7 @@ def train(rank: int, folder: Path) -> list[dict[str, Any]]:
     config = load_config(train_runs.CONFIG, overrides)
     for stage in config.stages:
         start_groups(Layout())
-        trainer = Trainer(config, stage.number, Layout(), SimpleNamespace(asked=False))  # type: ignore[arg-type]
+        trainer = Trainer(config, stage.number, Layout(), SimpleNamespace(asked=False, launch=None))  # type: ignore[arg-type]
         trainer.train()
         trainer.engine.deepspeed.destroy()
         stop_groups()

@@ -23,7 +23,7 @@ from data_factory.units import plan
 from ziya.config import apply_overrides, parse, read_yaml
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts" / "demo"))
+sys.path.append(str(ROOT / "scripts" / "demo"))
 import check  # noqa: E402
 from crawl_pages import Library, special, topics  # noqa: E402
 from make_crawl import make_crawl  # noqa: E402

@@ -17,7 +17,7 @@ from ziya.config import parse
 from ziya.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "scripts" / "bench"), str(ROOT / "scripts" / "demo")]
+sys.path += [str(ROOT / "scripts" / "bench"), str(ROOT / "scripts" / "demo")]
 import dirty  # noqa: E402
 from crawl_bytes import iso, record, record_id, response  # noqa: E402
 

@@ -11,7 +11,7 @@ import oracle_lm
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_perplexity import LETTERS, corpus, engines, models  # noqa: F401 (a fixture)
+from test_perplexity import LETTERS, corpus, engines, models, programs  # noqa: F401 (fixtures)
 
 from data_factory import lm_kernels, ngram_arpa, ngram_kernels, ngram_table, perplexity, train_lm
 from data_factory.batches import TextBatch

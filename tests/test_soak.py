@@ -21,7 +21,7 @@ import pytest
 from crawls import ROOT, SHARED, digests, page, prose, record, write_config, write_warc, ziya_data
 from oracle_run import check_properties
 
-sys.path.insert(0, str(ROOT / "scripts" / "bench"))
+sys.path.append(str(ROOT / "scripts" / "bench"))
 import dirty
 
 pytestmark = pytest.mark.soak

@@ -156,10 +156,12 @@ def _present(task: str, asked: _Asked, splits: Sequence[str]) -> list[str]:
         lacking = files.missing_subjects(task, data, split)
         if not lacking:
             continue
-        text = f"{task}: {len(lacking)} subjects have no {split} file below {data / task}: {', '.join(lacking)}"
+        text = f"{task}: {len(lacking)} subjects have no {split} file below {data / task}"
         if not asked.allow_missing:
-            raise UserError(f"{text}. Add them, or set allow_missing=true to evaluate the others")
-        asked.warn(text)
+            raise UserError(
+                f"{text}: {', '.join(lacking)}. Add them, or set allow_missing=true to evaluate the others"
+            )
+        asked.warn(f"{text} and are left out")
         names = [name for name in names if name in here]
     return names
 
