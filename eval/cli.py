@@ -38,6 +38,7 @@ _SETTINGS = (
     "dtype",
     "batch_tokens",
     "processes",
+    "ppl",
 )
 
 

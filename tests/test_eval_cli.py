@@ -66,6 +66,32 @@ def test_file_options_and_overrides(tmp_path: Path, asked: list[tuple[EvalConfig
     assert (asked[2][0].model, asked[2][0].every, asked[2][0].output) == ("runs/b", 3, "o")
 
 
+OPTIONS = {
+    "--base": "b",
+    "--tasks": "mmlu",
+    "--data": "d",
+    "--output": "o",
+    "--protocol": "lm-eval",
+    "--limit": "7",
+    "--prompt-variants": "2",
+    "--ppl": "zh.jsonl,en.jsonl",
+    "--dtype": "float32",
+    "--batch-tokens": "99",
+    "--processes": "2",
+}
+
+
+def test_every_option_reaches_the_settings(asked: list[tuple[EvalConfig, bool]]) -> None:
+    parser = cli._parser("run")._subparsers._group_actions[0].choices["run"]  # type: ignore[union-attr,index]
+    known = {action.option_strings[0] for action in parser._actions if action.option_strings and action.nargs != 0}
+    assert known - {"--config"} == set(OPTIONS)
+    assert cli.main(["run", "m", *(part for pair in OPTIONS.items() for part in pair)]) == 0
+    found, default = asked[0][0].model_dump(mode="json"), EvalConfig(model="m").model_dump(mode="json")
+    names = {option[2:].replace("-", "_") for option in OPTIONS}
+    assert {name for name, value in found.items() if value != default[name]} == names
+    assert found["ppl"] == ["zh.jsonl", "en.jsonl"]
+
+
 def test_the_shipped_settings_are_the_defaults() -> None:
     shipped = load(EvalConfig, ROOT / "configs" / "eval" / "ziya2.yaml")
     assert shipped == EvalConfig()
