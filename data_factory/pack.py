@@ -12,7 +12,9 @@ from data_factory.config import DataConfig, Source
 from data_factory.documents import read_batches
 from data_factory.run_state import require_files
 from data_factory.steps import Steps
+from ziya.files import write_bytes
 from ziya.manifest import identity
+from ziya.pack_files import TOKENIZER_FOLDER, kept_tokenizer
 from ziya.tokenizer import load_tokenizer
 
 
@@ -60,10 +62,18 @@ def pack_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps, 
             tokens = [work / name for name in needed if source_of[name] == source.name]
             done[source.name] = {"value": _pack(config, out, source, tokens, steps, wanted[source.name])}
         shutil.rmtree(out / "work" / "packing", ignore_errors=True)
+    _keep_tokenizer(Path(config.tokenizer.path), out / "packs")
     shutil.rmtree(out / "work" / "tokens", ignore_errors=True)
     return {
         name: result["value"] for name, result in done.items() if result is not None and result["value"]["documents"]
     }
+
+
+def _keep_tokenizer(path: Path, folder: Path) -> None:
+    """Keep the tokenizer beside the packs that it spelled, so that they can be read back wherever they go."""
+    if path.is_file() and kept_tokenizer(folder) is None:
+        name = "tokenizer.json" if path.suffix == ".json" else "tokenizer.model"
+        write_bytes(folder / TOKENIZER_FOLDER / name, path.read_bytes())
 
 
 def unit_source(kept: Path) -> str | None:

@@ -35,7 +35,9 @@ SHOWN = 20  # items that the terminal shows
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `ziya-eval contamination`."""
     parser.add_argument("--packs", type=Path, nargs="+", default=[], metavar="DIR", help="token packs: folders or prefixes")
-    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer of the packs (.model or tokenizer.json)")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="tokenizer of the packs (default: the copy beside them)"
+    )
     parser.add_argument(
         "--documents", type=Path, nargs="+", default=[], metavar="DIR",
         help="texts: an output folder of ziya-data (its kept/ is read), or Parquet, JSONL and plain text files",

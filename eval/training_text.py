@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from ziya.errors import UserError
 from ziya.ngrams import I64, U8, utf8
-from ziya.pack_files import piece_batches, read_manifest, tokenizer_fingerprint
+from ziya.pack_files import kept_tokenizer, piece_batches, read_manifest, tokenizer_fingerprint
 from ziya.packs import PackReader
 from ziya.tokenizer import Tokenizer, load_tokenizer
 
@@ -149,8 +149,11 @@ def pack_prefixes(places: Sequence[Path]) -> list[Path]:
 
 
 def pack_batches(places: Sequence[Path], tokenizer_path: Path | None) -> Iterator[Batch]:
-    """Texts of packs. UserError without the tokenizer, or with another than the one that spelled a pack."""
+    """Texts of packs. `tokenizer_path` None: the copy that lies beside them. UserError without any, or with another than the
+    one that spelled a pack."""
     prefixes = pack_prefixes(places)
+    if tokenizer_path is None:
+        tokenizer_path = kept_tokenizer(prefixes[0].parent)
     if tokenizer_path is None:
         raise UserError(f"{prefixes[0]} holds tokens: give --tokenizer, the file that the packs were made with")
     tokenizer = load_tokenizer(tokenizer_path)

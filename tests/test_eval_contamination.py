@@ -6,6 +6,7 @@ import argparse
 import gzip
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,10 @@ def test_ten_planted_items_are_found_inside_packs(data: Path, tmp_path: Path, ki
     assert result(tmp_path)["documents"] == 30
     with pytest.raises(UserError, match="give --tokenizer"):
         run("--packs", tmp_path / "packs", *where)
+    (tmp_path / "packs" / "tokenizer").mkdir()
+    shutil.copy(path, tmp_path / "packs" / "tokenizer" / f"tokenizer{path.suffix}")
+    assert run("--packs", tmp_path / "packs", *where) == 0
+    check_ten(tmp_path, chosen)
     other = small_tokenizers.sentencepiece_model(tmp_path / "other.model", vocab_size=600)
     with pytest.raises(UserError, match="fingerprint"):
         run("--packs", tmp_path / "packs", "--tokenizer", other, *where)

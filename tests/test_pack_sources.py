@@ -16,6 +16,7 @@ from data_factory.pack import pack_all
 from data_factory.run_state import RunState
 from data_factory.steps import Steps
 from ziya.files import read_json
+from ziya.pack_files import kept_tokenizer
 
 UNITS = {"000000": "books", "000001": "web", "000002": "web", "000003": "web"}  # 000003: nothing was kept of it
 
@@ -71,7 +72,8 @@ def config(out: Path, books: float = 1.0, web: float = 1.0, length: int = 16) ->
 
 def packs(out: Path) -> dict[str, tuple[bytes, int]]:
     """File -> bytes and when it was written."""
-    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted((out / "packs").iterdir())}
+    files = [path for path in sorted((out / "packs").iterdir()) if path.is_file()]
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
 def written(before: dict[str, tuple[bytes, int]], after: dict[str, tuple[bytes, int]]) -> set[str]:
@@ -85,6 +87,8 @@ def test_one_sources_ratio_packs_that_source_again(out: Path, steps: Steps) -> N
 
     first = pack()
     assert set(first) == {"books", "web"}
+    kept = kept_tokenizer(out / "packs")
+    assert kept is not None and kept.read_bytes() == (out.parent / "tokenizer.model").read_bytes()
     plain = packs(out)
     assert pack() == first
     assert packs(out) == plain  # nothing to do

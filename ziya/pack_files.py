@@ -5,6 +5,8 @@ by training; both check against what is defined here.
 dataset). `Manifest` names what readers rely on; writers may add more.
 
 `PREFIX.documents.parquet`: `PIECES`; row i describes sequence i of the pack.
+
+`tokenizer/tokenizer.model` or `tokenizer/tokenizer.json` in the packs' folder: a copy of the tokenizer that spelled them.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from ziya.files import digest, file_digest, read_json, write_json
 from ziya.packs import bin_path, idx_path
 
 MANIFEST_VERSION = 1
+TOKENIZER_FOLDER = "tokenizer"
 BATCH_ROWS = 1 << 16  # pieces in memory at once
 
 # Row i describes sequence i of the pack. Padding is a piece of its own, the last of its sample: id and all other strings empty.
@@ -78,6 +81,12 @@ class Manifest(_Strict):
     padding_tokens: int = Field(ge=0)
     prompt_tokens: int = Field(ge=0)
     files: dict[str, FileEntry]
+
+
+def kept_tokenizer(folder: Path) -> Path | None:
+    """The copy of the tokenizer that spelled the packs in `folder`; None where there is none."""
+    kept = (folder / TOKENIZER_FOLDER / name for name in ("tokenizer.model", "tokenizer.json"))
+    return next((path for path in kept if path.is_file()), None)
 
 
 def manifest_path(prefix: Path) -> Path:
