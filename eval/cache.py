@@ -17,19 +17,11 @@ from typing import Any
 import orjson
 
 from ziya.errors import UserError
+from ziya.exports import TOKENIZER_FILES
 from ziya.files import digest, file_digest, json_bytes, write_bytes, write_json
 
 ENGINE = 1  # raised when the same request may get another answer: rows, truncation, stop strings
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-TOKENIZER = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
 REMEMBERED = 1 << 20  # bytes; smaller files are read again
 SETTINGS = ("config.json", "generation_config.json")
 
@@ -82,7 +74,7 @@ class Digests:
 
     def tokenizer(self, folder: Path) -> str:
         """One digest of a folder's tokenizer files."""
-        return digest(json_bytes([[name, self.of(folder / name)] for name in TOKENIZER if (folder / name).is_file()]))
+        return digest(json_bytes([[name, self.of(folder / name)] for name in TOKENIZER_FILES if (folder / name).is_file()]))
 
 
 def model_identity(

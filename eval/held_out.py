@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from eval.model import PrefixLM
     from eval.perplexity import Document
 
-SUBJECT = "held-out"  # under which its answers are stored
-
 
 def read(paths: Sequence[str]) -> list[Document]:
     """The documents of all files; UserError when there are none."""
@@ -63,10 +61,10 @@ def write_table(out: Path, models: Sequence[dict[str, Any]], documents: Sequence
     from eval.perplexity import table
 
     base = next((line["model"] for line in models if line["is_base"]), None)
-    bits = {}
+    bits, wanted = {}, of(documents)
     for line in models:
         path = out / "perplexity" / f"{line['model']}.json"
         kept = read_json(path) if path.is_file() else {}
-        if kept.get("documents") == of(documents):
+        if kept.get("documents") == wanted:
             bits[line["model"]] = kept["bits"]
     write_json(out / "perplexity.json", table(documents, bits, base, seed))

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from eval.cache import TOKENIZER
 from eval.config import EvalConfig
 from eval.models_found import Found
 from ziya.errors import UserError
+from ziya.exports import TOKENIZER_FILES
 
 
 def offline() -> None:
@@ -40,7 +40,7 @@ def process_count(config: EvalConfig) -> int:
 def tokenizer_folder(found: Found, config: EvalConfig) -> Path:
     """Where the tokenizer lies: the setting, else the model's own folder; UserError when there is none."""
     folder = Path(config.tokenizer or found.folder)
-    if not any((folder / name).is_file() for name in TOKENIZER[:2]) and not (folder / "vocab.json").is_file():
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES[:2]) and not (folder / "vocab.json").is_file():
         raise UserError(
             f"{folder} holds no tokenizer (tokenizer.json or tokenizer.model): copy the base model's files there, "
             "or give tokenizer=FOLDER"

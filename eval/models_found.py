@@ -11,10 +11,10 @@ from typing import Any
 
 from eval.cache import weights_files
 from ziya.errors import UserError
+from ziya.exports import ABOUT, is_export
 from ziya.files import read_json
 from ziya.progress import log
 
-ABOUT = "ziya.json"  # in an export: step, stage, tokens
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _STEP = re.compile(r"step-(\d+)")
 
@@ -82,7 +82,7 @@ def exports(run: Path, every: int = 1) -> list[Found]:
     """The whole exports of a run by step; an export is whole when its `ziya.json`, written last, is there."""
     found = []
     for folder in sorted((run / "exports").glob("step-*"), key=lambda path: _number(path.name)):
-        if not _STEP.fullmatch(folder.name) or not (folder / ABOUT).is_file():
+        if not _STEP.fullmatch(folder.name) or not is_export(folder):
             continue
         about = read_json(folder / ABOUT)
         weights_files(folder)
@@ -109,7 +109,7 @@ def _one(model: str, allow_hub: bool) -> Found:
             raise UserError(
                 f"{path} holds no config.json: give a folder that save_pretrained or ziya-train export wrote"
             )
-        about = read_json(path / ABOUT) if (path / ABOUT).is_file() else {}
+        about = read_json(path / ABOUT) if is_export(path) else {}
         return Found(_safe(path.resolve().name), str(path), about.get("step"), about.get("stage"), about.get("tokens"))
     if path.exists():
         raise UserError(f"{model} is a file: give the folder that holds config.json and the weights")

@@ -26,7 +26,7 @@ import orjson
 
 from eval.statistics import NOISE, Interval, percentiles
 from ziya.errors import UserError
-from ziya.files import digest, write_json
+from ziya.files import digest
 
 F64 = npt.NDArray[np.float64]
 
@@ -224,12 +224,3 @@ def _verdict(change: Interval, documents: int) -> str:
     if documents < 2 or change.low <= 0 <= change.high:  # one document says nothing about others
         return NOISE
     return "learned" if change.high < 0 else "forgotten"
-
-
-def write(
-    out: Path, documents: Sequence[Document], bits: dict[str, Sequence[float]], base: str | None, seed: int
-) -> list[dict[str, Any]]:
-    """Write `OUT/perplexity.json`, which the report shows; returns its rows (see `table`)."""
-    rows = table(documents, bits, base, seed)
-    write_json(out / "perplexity.json", rows)
-    return rows

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval import held_out, samples
 from eval.config import EvalConfig
 from ziya.files import read_json, write_json
 
+if TYPE_CHECKING:
+    from eval.perplexity import Document
 
-def finish(out: Path, config: EvalConfig) -> list[dict[str, Any]]:
-    """Write results.json from all samples of OUT, the spread over wordings, and the report."""
+
+def finish(out: Path, config: EvalConfig, documents: Sequence[Document] = ()) -> list[dict[str, Any]]:
+    """Write results.json from all samples of OUT, bits per byte of held-out `documents`, the spread over wordings, the report."""
     from eval import report
     from eval.statistics import summarise
 
@@ -20,7 +23,7 @@ def finish(out: Path, config: EvalConfig) -> list[dict[str, Any]]:
     base = next((line["model"] for line in models if line["is_base"]), None)
     rows = summarise(read_all(out / "samples", models), models, base, config.protocol, config.seed)
     write_json(out / "results.json", rows)
-    held_out.write_table(out, models, held_out.read(config.ppl), config.seed)
+    held_out.write_table(out, models, documents, config.seed)
     spread(out, config, models, rows)
     report.write(out)
     return rows

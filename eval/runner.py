@@ -59,14 +59,14 @@ def _run(
     session = Session(config, out, wanted)
     for model in found:
         session.evaluate(model)
-    rows = results.finish(out, config)
+    rows = results.finish(out, config, session.documents)
     deadline = time.monotonic() + config.wait_s
     while config.wait_s and models_found.is_run(Path(config.model)):
         new = [one for one in models_found.exports(Path(config.model), config.every) if one.name not in session.seen]
         for model in new:
             session.evaluate(model)
         if new:
-            rows, deadline = results.finish(out, config), time.monotonic() + config.wait_s
+            rows, deadline = results.finish(out, config, session.documents), time.monotonic() + config.wait_s
         elif time.monotonic() >= deadline:
             break
         time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
@@ -133,7 +133,7 @@ class Session:
         self.processes = loading.process_count(config)
         data = Path(config.data)
         self.documents = held_out.read(config.ppl)
-        self.data = {task: self.digests.tree(data / task) for task, _ in wanted}
+        self.data = {task: self.digests.tree(data / task) for task in {task for task, _ in wanted}}
 
     def evaluate(self, found: Found) -> None:
         """Every task of a model that is not finished."""

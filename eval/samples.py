@@ -36,6 +36,7 @@ def lines(subject: Subject, logged: Sequence[dict[str, Any]], shots: Sequence[in
         found.append(
             {
                 **entry,
+                "arguments": _once(entry["arguments"]),
                 "task": subject.task,
                 "subject": subject.name,
                 "category": subject.category,

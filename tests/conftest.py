@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 
@@ -11,3 +14,17 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile("short", derandomize=True, deadline=None)
     settings.register_profile("soak", deadline=None, print_blob=True)
     settings.load_profile("short" if "not soak" in str(config.getoption("-m")) else "soak")
+
+
+@pytest.fixture
+def quiet_harness() -> None:
+    """Without the log of lm-evaluation-harness."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made-up items of the six benchmarks in their official formats."""
+    import small_benchmarks
+
+    return small_benchmarks.write_all(tmp_path_factory.mktemp("benchmarks"))

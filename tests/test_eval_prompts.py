@@ -7,13 +7,11 @@ import gzip
 import hashlib
 import io
 import json
-import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-import small_benchmarks
 import small_tokenizers
 from small_benchmarks import SHARED, needs_box, needs_shared
 
@@ -50,14 +48,7 @@ RESPONSES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _quiet_harness() -> None:
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-
-
-@pytest.fixture(scope="module")
-def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_benchmarks.write_all(tmp_path_factory.mktemp("benchmarks"))
+pytestmark = pytest.mark.usefixtures("quiet_harness")
 
 
 class Answering(LM):

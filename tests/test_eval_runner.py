@@ -83,6 +83,7 @@ def test_a_sample_line_is_the_harness_s_and_more(evaluated: Path) -> None:
     assert (line["task"], line["subject"], line["category"], line["shots"]) == ("mmlu", "abstract_algebra", "STEM", 5)
     assert line["correct"] == line["acc"] == line["scores"]["acc,none"]
     assert len(line["arguments"]) == 4 and line["arguments"][0][0].count("Answer:") == 6
+    assert [asked[0] for asked in line["arguments"][1:]] == [""] * 3  # the prompt stands once
 
 
 def test_finished_tasks_are_not_asked_again(

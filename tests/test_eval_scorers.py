@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import signal
 import time
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small_benchmarks
 from small_benchmarks import SHARED, needs_box, needs_shared
 
 from eval.tasks import Subject, math_worker, score_math, subjects
@@ -24,15 +22,7 @@ from eval.tasks.scoring import cut
 lm_eval = pytest.importorskip("lm_eval", reason="needs the packages of the eval extra")
 from lm_eval.api.task import ConfigurableTask  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def _quiet_harness() -> None:
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-
-
-@pytest.fixture(scope="module")
-def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_benchmarks.write_all(tmp_path_factory.mktemp("benchmarks"))
+pytestmark = pytest.mark.usefixtures("quiet_harness")
 
 
 def task_subjects(task: str, protocol: str, data: Path, **changes: Any) -> list[Subject]:

@@ -21,20 +21,10 @@ from training.hf_files import write_weights
 from training.reshard import MASTER, Stored, native_names
 from training.samples import tokenizer_file, write_samples
 from ziya.errors import UserError
-from ziya.exports import ABOUT, ExportFile, write_export
+from ziya.exports import ABOUT, TOKENIZER_FILES, ExportFile, write_export
 from ziya.files import read_json, write_json
 
-COMPANIONS = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
+COMPANIONS = (*TOKENIZER_FILES, "chat_template.jinja", "generation_config.json")
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 

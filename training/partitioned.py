@@ -73,9 +73,9 @@ def run(engine: Engine, batches: Sequence[Packed], scale: float, *, forward_only
 
 
 def parts(engine: Engine) -> Iterator[Part]:
-    """The parts of weights whose gradients, masters and moments this rank holds."""
-    zero, chunk = engine.optimizer, engine.chunks[0]
-    for name, weight in chunk.named_parameters():
+    """The parts of weights whose masters and moments (and, from ZeRO-2 on, gradients) this rank holds."""
+    zero = engine.optimizer
+    for name, weight in (pair for chunk in engine.chunks for pair in chunk.named_parameters()):
         if engine.layout.zero == 3:
             flat, place, size = zero.grad_position[zero.get_param_id(weight)]
             start = size * torch.distributed.get_rank(weight.ds_process_group)

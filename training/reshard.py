@@ -147,20 +147,14 @@ def owned(engine: Engine) -> Iterator[Fragment]:
     to them after the first group's update, when the other groups have none, or after a skipped first step, when no group has.
     """
     ensure_moments(engine)
-    if engine.layout.zero == 3:
-        flats = partitioned.masters(engine)
+    if engine.layout.zero:
+        flats = [flat for _, flat in flat_masters(engine)]
         for part in partitioned.parts(engine):
             yield _fragment(engine, part.name, part.start, flats[part.flat], part.place, part.numel)
         return
     for chunk in engine.chunks:
         for name, weight in chunk.named_parameters():
-            if not hasattr(weight, "_hp_mapping"):
-                yield _fragment(engine, name, 0, weight, 0, weight.numel())
-            elif weight._hp_mapping is not None:
-                mapping = weight._hp_mapping
-                part, here = mapping.lp_fragment_address, mapping.hp_fragment_address
-                flat = engine.adam.param_groups[mapping.param_group_index]["params"][0]
-                yield _fragment(engine, name, part.start, flat, here.start, here.numel)
+            yield _fragment(engine, name, 0, weight, 0, weight.numel())
 
 
 def _fragment(engine: Engine, name: str, start: int, flat: torch.Tensor, place: int, numel: int) -> Fragment:

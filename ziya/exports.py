@@ -15,6 +15,15 @@ from ziya.files import read_json, write_json
 
 ABOUT = "ziya.json"
 SAMPLES = "samples.json"
+TOKENIZER_FILES = (  # all that may make up the tokenizer of a Hugging Face folder
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
 Count = Annotated[int, Field(ge=0)]
 
 
