@@ -77,3 +77,21 @@ def test_without_a_gpu_the_plain_function_runs(monkeypatch: pytest.MonkeyPatch) 
     assert fused.choose(swiglu, True) is swiglu
     monkeypatch.setattr(fused, "available", lambda: True)
     assert fused.choose(swiglu, False) is swiglu and fused.choose(swiglu, True) is fused.compiled(swiglu)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_node_without_a_compiler_trains_with_the_plain_forms(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], works: bool
+) -> None:
+    def compile_one() -> None:
+        if not works:
+            raise RuntimeError("Failed to find C compiler.\nPlease specify one")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(fused, "find_spec", lambda _: True)
+    monkeypatch.setattr(fused, "_works", compile_one)
+    fused.available.cache_clear()
+    assert fused.available() is works and fused.available() is works
+    fused.available.cache_clear()
+    told = capsys.readouterr().err
+    assert told.count("Failed to find C compiler. Please specify one") == (0 if works else 1)

@@ -15,12 +15,31 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from ziya.progress import log
+
 Function = TypeVar("Function", bound=Callable[..., torch.Tensor])
 
 
+@cache
 def available() -> bool:
-    """Whether kernels can be compiled and used here: a GPU, and Triton to compile for it."""
-    return torch.cuda.is_available() and find_spec("triton") is not None
+    """Whether kernels can be compiled and used here: a GPU, Triton, and a compiler that works (Triton needs one for C).
+
+    The last is tried, once a process: a node without a C compiler trains with the plain forms and says so, it does not die.
+    """
+    if not torch.cuda.is_available() or find_spec("triton") is None:
+        return False
+    try:
+        _works()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        log(f"warning: fused kernels cannot be compiled here, the plain forms run, slower and in more memory: {reason}")
+        return False
+    return True
+
+
+def _works() -> None:
+    """Compile and run the smallest kernel on this process's GPU; raises what goes wrong."""
+    torch.compile(lambda value: torch.sin(value) + 1.0)(torch.ones(8, device="cuda"))
 
 
 @cache
