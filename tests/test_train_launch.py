@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_runs.write_pack(folder / "text")
     train_runs.write_pack(folder / "held", rows=5, seed=7)
     code, said = train_runs.finish(train_runs.start(train_runs.arguments(folder, folder / "whole", *told(folder))))
-    assert code == 0, said
+    assert code == 0 and said.count("memory plan of a rank, in GiB: weights 0.00, ") == 1, said
     return folder
 
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import psutil
 import torch
 
 
 def device() -> torch.device:
     """This process's GPU, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def memory() -> int:
+    """Bytes of this process's GPU, else of this machine."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    return int(psutil.virtual_memory().total)
 
 
 class _Torch:

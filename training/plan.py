@@ -105,13 +105,9 @@ def judge(
             f"data.global_batch_rows={rows} is not a multiple of data-parallel size {layout.data} x "
             f"data.micro_batch_rows={micro}"
         )
-    memories = [
-        plan_memory.of_stage(shape, layout, model, stage=stage, tokens=micro * length, microbatches=rows // share)
-        for stage in range(layout.pipeline)
-    ]
-    stage = max(range(layout.pipeline), key=lambda number: memories[number].total)
+    stage, memory = plan_memory.fullest(shape, layout, model, length=length, micro=micro, rows=rows)
     step = plan_speed.estimate(shape, layout, model, gpu, length=length, micro=micro, rows=rows)
-    return Candidate(layout, micro, model.recompute, stage, memories[stage], step, gpu.memory_gib * GIB)
+    return Candidate(layout, micro, model.recompute, stage, memory, step, gpu.memory_gib * GIB)
 
 
 def candidates(config: TrainConfig, shape: Architecture, world: int, gpu: Gpu) -> Iterator[Candidate]:

@@ -91,7 +91,8 @@ def _run(config: TrainConfig, stage: int, accepted: list[str], *, bare: bool, wa
     import torch
     import torch.distributed as dist
 
-    from training import device, layout, preflight
+    from training import device, layout, plan_at_start, preflight
+    from training.architecture import read_architecture
     from training.trainer import Trainer
 
     run = Path(config.run)
@@ -113,6 +114,8 @@ def _run(config: TrainConfig, stage: int, accepted: list[str], *, bare: bool, wa
     together(first)
     parts = preflight.layout_of(config, dist.get_world_size())
     layout.start_groups(parts)
+    if dist.get_rank() == 0:
+        plan_at_start.tell(config, read_architecture(Path(config.model.base)), parts, log)
     trainer = Trainer(config, stage, parts, watching)
     how, state = trainer.train()
     dist.barrier()
