@@ -289,6 +289,35 @@ def test_a_stage_binds_its_own_settings_when_it_begins(made: Path, tmp_path: Pat
         prepare(config(made, run), 2, 1)
 
 
+def test_what_a_carried_schedule_binds(made: Path, tmp_path: Path) -> None:
+    """Stage 1's rates depend on the tokens of all stages that carry its schedule on, and on which those are."""
+    run, carry = tmp_path / "run", ["stages.1.schedule_from=carry"]
+    prepare(config(made, run, *carry), 1, 1)
+    put_checkpoint(run, made, RunState(step=10, data_index=10, tokens=1280, stage_tokens=1280))
+    prepare(config(made, run, *carry, "stages.2.tokens=9.0", "stages.1.replay=[]"), 1, 1)
+    with pytest.raises(UserError, match=r"other settings: stages\.1\.tokens: 1280\.0 -> 640\.0\. "):
+        prepare(config(made, run, *carry, "stages.1.tokens=640.0"), 1, 1)
+    with pytest.raises(UserError, match=r"other settings: stages\.1\.schedule_from: 'carry' -> 'restart'\. "):
+        prepare(config(made, run), 1, 1)
+    with pytest.raises(UserError, match=r"other settings: stages\.2\.schedule_from: 'restart' -> 'carry'\. "):
+        prepare(config(made, run, *carry, "stages.2.schedule_from=carry"), 1, 1)
+    prepare(config(made, run, "stages.1.tokens=640.0"), 1, 1, ["stages.1.schedule_from"])
+
+
+def test_a_run_from_before_a_setting_was_known_goes_on(made: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    prepare(config(made, run), 1, 1)
+    put_checkpoint(run, made, RunState(step=10, data_index=10, tokens=1280, stage_tokens=1280))
+    recorded = read_json(run / "config.json")
+    old = {name: value for name, value in recorded["fixed"].items() if not name.endswith("schedule_from")}
+    assert len(old) == len(recorded["fixed"]) - 2
+    write_json(run / "config.json", recorded | {"fixed": old})
+    with pytest.raises(UserError, match=r"other settings: stages\.1\.schedule_from: 'restart' -> 'carry'\. "):
+        prepare(config(made, run, "stages.1.schedule_from=carry"), 1, 1)
+    prepare(config(made, run), 1, 1)
+    assert read_json(run / "config.json")["fixed"] == recorded["fixed"]
+
+
 def test_many_epochs_are_warned_of(made: Path, tmp_path: Path) -> None:
     assert prepare(config(made, tmp_path / "a"), 1, 1).notes == []
     notes = prepare(config(made, tmp_path / "b", "stages.0.tokens=10240.0"), 1, 1).notes
