@@ -136,6 +136,8 @@ def refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--config", "none.yaml"], "config none.yaml does not exist"),
         (["data.rows=3"], "unknown key data.rows"),
         (["model.precision=fp16"], "FP16 is refused: Ziya2 was begun in it"),
+        (["model.kernel=flash"], "model.kernel=flash runs on GPUs only, and torch sees none here: set model.kernel=auto"),
+        (["model.kernel=torch", "model.precision=bf16"], "model.kernel=torch runs on GPUs only"),
         (["parallel.tensor=2", "--processes", "3"], "3 processes are not a multiple of parallel.tensor 2"),
         (["parallel.zero=2", "parallel.pipeline=2", "--processes", "2"], "parallel.zero 2 cuts gradients up"),
         (["--processes", "3"], "data.global_batch_rows=4 is not a multiple of data-parallel size 3"),

@@ -24,13 +24,16 @@ class ModelSettings(Settings):
     )
     kernel: Literal["auto", "flash", "torch", "plain"] = free(
         "auto",
-        "attention kernel: flash-attn, torch's variable-length one, or SDPA per document; auto takes the best here",
+        "attention kernel: flash-attn or torch's variable-length one (GPU, BF16), or SDPA per document; auto takes the best here",
     )
     fused: bool = free(True, "fused RMSNorm, RoPE and SwiGLU on GPUs; they equal the plain ones within rounding")
     recompute: Literal["none", "attention", "layer"] = free(
         "none", "activations computed again in the backward pass: none, attention only, or whole layers"
     )
     loss_chunk: int = free(1024, "tokens whose logits are in memory at once", ge=1)
+    deterministic: bool = free(
+        True, "on GPUs: only kernels that give the same bits each time, which an exact resume needs; CPUs have no others"
+    )
     precision: Literal["bf16", "fp32"] = fixed(
         "bf16", "bf16: BF16 compute with FP32 masters, accumulation and reduction; fp32 for small models and tests"
     )

@@ -97,6 +97,7 @@ def _run(config: TrainConfig, stage: int, accepted: list[str], *, bare: bool, wa
 
     run = Path(config.run)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    device.ask_deterministic(config.model.deterministic)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     device.prepare()
