@@ -28,6 +28,10 @@ from ziya.files import read_json, write_json
 
 MICRO = (1, 2, 4, 8)  # rows of a micro-batch that the search tries
 _DAY = 86400.0
+ACTIVATIONS = {
+    True: "derived from what fused kernels must keep, not measured on a GPU (model.fused=false: the plain ones, which tests count)",
+    False: "of the plain kernels, which tests count on a CPU; not measured on a GPU",
+}
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,7 @@ def make(config: TrainConfig, shape: Architecture, origin: Path, world: int, gpu
         },
         "gpus": world,
         "gpu": asdict(gpu),
+        "fused": config.model.fused,
         "rows_per_step": config.data.global_batch_rows,
         "config": None if own is None else own.to_json(gpu),
         "config_text": refused if own is None else str(own),
@@ -217,7 +222,7 @@ def render(plan: dict[str, Any], name: str) -> str:
         ]
     else:
         lines.append("No layout fits: take more GPUs, larger ones, or a smaller global batch.")
-    lines += ["", f"Estimates: {plan['unknown']}."]
+    lines += ["", f"Activations: {ACTIVATIONS[plan['fused']]}.", f"Estimates: {plan['unknown']}."]
     return "\n".join(lines)
 
 
