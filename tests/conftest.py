@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: tests are of CPUs, and the same on machines with GPUs
 
 
 def pytest_configure(config: pytest.Config) -> None:

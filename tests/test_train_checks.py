@@ -1,4 +1,4 @@
-"""The start-up checks pass on a sound model in TP2 and PP2, and each fails when what it looks at is broken."""
+"""The start-up checks pass on a sound model of any size in TP2 and PP2, and each fails when what it looks at is broken."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from train_runs import CONFIG
 def started(rank: int, folder: Path, tensor: int, faults: tuple[str, ...]) -> dict[str, list[str]]:
     """Fault -> what the checks said, or the error that they raised; "" stands for the sound model."""
     from training import checks, layout, weights
+    from training.architecture import Architecture
     from training.config import OptimizerSettings, load_config
     from training.engine import Engine
     from training.model import Numerics, build
@@ -22,6 +23,7 @@ def started(rank: int, folder: Path, tensor: int, faults: tuple[str, ...]) -> di
     layouts = layout.Layout(2, tensor, 2 // tensor)
     layout.start_groups(layouts)
     here = layout.place(layouts)
+    Architecture.parameters = property(lambda self: 13_000_000_000)  # type: ignore[assignment,method-assign] - any size
     _, shape, whole = tiny(layers=2)
     chunks = build(shape, layouts, Numerics(bf16="bf16 sums" in faults, kernel="plain", loss_chunk=16))
     weights.fill(chunks, whole.__getitem__, shape, here.tensor, tensor)  # type: ignore[arg-type]
@@ -88,3 +90,27 @@ def test_checks_pass_and_fail(tmp_path: Path, tensor: int) -> None:
         }
         for fault, (text,) in found.items():
             assert text.startswith("start-up check failed: ") and expected[fault] in text
+
+
+def test_bf16_may_be_off_by_what_it_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice transformers' own rounding where that is more than 5 %; a wrong model and values that are not finite still fail."""
+    from training import checks
+
+    generator = torch.Generator().manual_seed(0)
+    right, noise = (torch.randn(32, 100, generator=generator) for _ in range(2))
+    own = 0.1  # what transformers' BF16 form is off
+    monkeypatch.setattr(
+        checks, "hf_logits", lambda _, __, dtype=torch.float32: right + (own * noise if dtype == torch.bfloat16 else 0)
+    )
+
+    def judged(values: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> tuple[float, float]:
+        return checks._judged(values, checks.tiny_row(tiny(layers=2)[1], [32]), tmp_path, dtype)
+
+    assert judged(right + 0.04 * noise) == (pytest.approx(0.04, rel=0.05), 0.05)  # asks no second time
+    assert judged(right + 0.15 * noise) == (pytest.approx(0.15, rel=0.05), pytest.approx(0.2, rel=0.05))
+    assert judged(right + 0.15 * noise, torch.float32)[1] == 1e-3
+    broken = right.clone()
+    broken[3, 5] = torch.nan
+    assert judged(broken)[0] == float("inf") > judged(broken)[1]
+    own = float("nan")
+    assert judged(right + 0.15 * noise) == (pytest.approx(0.15, rel=0.05), 0.05)

@@ -136,6 +136,8 @@ def refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--config", "none.yaml"], "config none.yaml does not exist"),
         (["data.rows=3"], "unknown key data.rows"),
         (["model.precision=fp16"], "FP16 is refused: Ziya2 was begun in it"),
+        (["model.kernel=flash"], "model.kernel=flash runs on GPUs only, and torch sees none here: set model.kernel=auto"),
+        (["model.kernel=torch", "model.precision=bf16"], "model.kernel=torch runs on GPUs only"),
         (["parallel.tensor=2", "--processes", "3"], "3 processes are not a multiple of parallel.tensor 2"),
         (["parallel.zero=2", "parallel.pipeline=2", "--processes", "2"], "parallel.zero 2 cuts gradients up"),
         (["--processes", "3"], "data.global_batch_rows=4 is not a multiple of data-parallel size 3"),
@@ -287,6 +289,35 @@ def test_a_stage_binds_its_own_settings_when_it_begins(made: Path, tmp_path: Pat
     prepare(config(made, run, "stages.1.tokens=640.0", "stages.2.tokens=1.0"), 2, 1)
     with pytest.raises(UserError, match=r"stages\.1\.tokens: 640\.0 -> 1280\.0"):
         prepare(config(made, run), 2, 1)
+
+
+def test_what_a_carried_schedule_binds(made: Path, tmp_path: Path) -> None:
+    """Stage 1's rates depend on the tokens of all stages that carry its schedule on, and on which those are."""
+    run, carry = tmp_path / "run", ["stages.1.schedule_from=carry"]
+    prepare(config(made, run, *carry), 1, 1)
+    put_checkpoint(run, made, RunState(step=10, data_index=10, tokens=1280, stage_tokens=1280))
+    prepare(config(made, run, *carry, "stages.2.tokens=9.0", "stages.1.replay=[]"), 1, 1)
+    with pytest.raises(UserError, match=r"other settings: stages\.1\.tokens: 1280\.0 -> 640\.0\. "):
+        prepare(config(made, run, *carry, "stages.1.tokens=640.0"), 1, 1)
+    with pytest.raises(UserError, match=r"other settings: stages\.1\.schedule_from: 'carry' -> 'restart'\. "):
+        prepare(config(made, run), 1, 1)
+    with pytest.raises(UserError, match=r"other settings: stages\.2\.schedule_from: 'restart' -> 'carry'\. "):
+        prepare(config(made, run, *carry, "stages.2.schedule_from=carry"), 1, 1)
+    prepare(config(made, run, "stages.1.tokens=640.0"), 1, 1, ["stages.1.schedule_from"])
+
+
+def test_a_run_from_before_a_setting_was_known_goes_on(made: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    prepare(config(made, run), 1, 1)
+    put_checkpoint(run, made, RunState(step=10, data_index=10, tokens=1280, stage_tokens=1280))
+    recorded = read_json(run / "config.json")
+    old = {name: value for name, value in recorded["fixed"].items() if not name.endswith("schedule_from")}
+    assert len(old) == len(recorded["fixed"]) - 2
+    write_json(run / "config.json", recorded | {"fixed": old})
+    with pytest.raises(UserError, match=r"other settings: stages\.1\.schedule_from: 'restart' -> 'carry'\. "):
+        prepare(config(made, run, "stages.1.schedule_from=carry"), 1, 1)
+    prepare(config(made, run), 1, 1)
+    assert read_json(run / "config.json")["fixed"] == recorded["fixed"]
 
 
 def test_many_epochs_are_warned_of(made: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import psutil
 import pytest
 import train_runs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training import watch
+from training import cli, launch, watch
 from training.checkpoint import whole_checkpoints
+from training.config import load_config
 from training.launch import only_one, read_hostfile
 from training.metrics import TIMED, read_lines
 from training.state import RunState
@@ -46,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_runs.write_pack(folder / "text")
     train_runs.write_pack(folder / "held", rows=5, seed=7)
     code, said = train_runs.finish(train_runs.start(train_runs.arguments(folder, folder / "whole", *told(folder))))
-    assert code == 0, said
+    assert code == 0 and said.count("memory plan of a rank, in GiB: weights 0.00, ") == 1, said
     return folder
 
 
@@ -200,6 +203,44 @@ def test_hostfiles(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(UserError, match="HOST slots=N"):
             read_hostfile(path)
+
+
+def test_a_host_that_is_not_this_machine(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """One host of a hostfile: here it starts at once; another one is reached as several are, or nothing starts."""
+    lookup = launch.socket.getaddrinfo
+    addresses = {"node-far": "192.0.2.7", "node-alias": "127.0.1.1"}
+
+    def getaddrinfo(name: str, *given: Any, **named: Any) -> Any:
+        if name == "node-none":
+            raise socket.gaierror(-2, "Name or service not known")
+        return lookup(addresses.get(name, name), *given, **named)
+
+    monkeypatch.setattr(launch.socket, "getaddrinfo", getaddrinfo)
+    own = [entry.address for network in psutil.net_if_addrs().values() for entry in network if entry.family == socket.AF_INET]
+    for name in ("localhost", socket.gethostname(), socket.getfqdn(), "127.0.0.1", "node-alias", *own):
+        assert launch.is_this_machine(name), name
+    assert not launch.is_this_machine("node-far") and not launch.is_this_machine("node-none")
+
+    hosts, run = tmp_path / "hosts", tmp_path / "run"
+    given = train_runs.arguments(made, run, f"launch.hostfile={hosts}")
+    config = launch.absolute(load_config(train_runs.CONFIG, given[4:]))
+    hosts.write_text(f"{socket.gethostname()} slots=2\n")
+    assert launch.machines(config) == launch.Machines(["0", "1"], {}, 2, False)
+    hosts.write_text("node-far slots=2\n")
+    there = launch.machines(config)
+    assert there == launch.Machines([], {"node-far": 2}, 2, False)
+
+    monkeypatch.setattr(launch.shutil, "which", lambda name: None)
+    assert cli.main(given) == 2
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "node-far of launch.hostfile is not this machine: it is started through pdsh, which is not on" in said
+    monkeypatch.setattr(launch.shutil, "which", lambda name: f"/usr/bin/{name}")
+    started: list[list[str]] = []
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda command, **_: started.append(command))
+    launch._start(config, 1, there)
+    launch._start(config, 1, launch.Machines([], {"node-far": 2, "node-b": 2}, 4, False))
+    assert [command[3] for command in started] == ["deepspeed.launcher.runner"] * 2
+    assert ["--force_multi" in command for command in started] == [True, False]
 
 
 def test_the_first_cause_is_told(tmp_path: Path) -> None:

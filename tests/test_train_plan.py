@@ -13,6 +13,7 @@ import torch
 from train_runs import CONFIG, ROOT
 
 from training import plan, plan_memory, plan_speed
+from training.architecture import parse_architecture
 from training.config import ModelSettings, load_config
 from training.gpus import GPUS
 from training.layout import Layout, check_layout
@@ -37,6 +38,7 @@ def test_the_papers_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys:
     found = json.loads(out.read_text())
     assert found["flops_per_token"]["causal"] == pytest.approx(82.4e9, rel=1e-3)
     own = found["config"]
+    assert "\nActivations: derived from what fused kernels must keep, not measured on a GPU (" in said
     assert own["fits"] and own["layout"]["data"] == 40 and own["layout"]["pipeline"] == 2
     # Half of 13.09 B weights, less what the head and embedding weigh together on each side: 4 bytes each, on every rank.
     assert own["memory"]["states"]["gradients"] == pytest.approx(4 * 13.09e9 / 2, rel=2e-3)
@@ -53,7 +55,9 @@ def test_the_papers_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys:
     code, said = planned(capsys, "--config", str(PAPER), "--gpus", "81", "--gpu", "h100")
     assert "The config's layout cannot run: 81 processes are not a multiple" in said
     code, said = planned(capsys, "--config", str(PAPER), "--gpus", "1", "--gpu", "h100", "parallel.pipeline=1")
-    assert code == 1 and "No layout fits" in said
+    assert code == 1 and "No layout fits" in said and "\nActivations: derived " in said
+    code, said = planned(capsys, "--config", str(PAPER), "--gpus", "80", "--gpu", "a100-80g", "model.fused=false")
+    assert code == 0 and "\nActivations: of the plain kernels, " in said and "derived" not in said
 
 
 def test_where_the_shape_comes_from(tmp_path: Path, capsys: Any) -> None:
@@ -73,6 +77,34 @@ def test_where_the_shape_comes_from(tmp_path: Path, capsys: Any) -> None:
         planned(capsys, "--config", str(CONFIG), "--gpus", "1", "--gpu", "h1000")
     with pytest.raises(UserError, match="--gpus 0: give 1 or more"):
         planned(capsys, "--config", str(CONFIG), "--gpus", "0", "--gpu", "h100")
+
+
+LLAMA2 = json.loads((ROOT / "configs" / "models" / "llama2_7b_init.json").read_text())
+MISTRAL = LLAMA2 | {
+    "architectures": ["MistralForCausalLM"], "intermediate_size": 14336, "num_key_value_heads": 8, "sliding_window": None,
+}  # fmt: skip
+QWEN2 = {
+    "architectures": ["Qwen2ForCausalLM"], "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+    "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "use_sliding_window": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("raw", "change", "gib"),
+    [(LLAMA2, [], 72), (MISTRAL, [], 76), (QWEN2, [], 84), (QWEN2, ["model.recompute=layer"], 68)],
+)
+def test_what_the_7b_config_says_of_its_models(raw: dict[str, Any], change: list[str], gib: int) -> None:
+    path = ROOT / "configs" / "train" / "7b.yaml"
+    config = load_config(path, change)
+    one = plan.judge(config, parse_architecture(raw, path), Layout(8), 1, config.model, GPUS["a100-80g"])
+    assert round(one.memory.total / plan_memory.GIB) == gib and one.fits == (gib < 80)
+    assert f"{gib} GiB" in path.read_text()
+
+
+def test_a_sliding_window_is_refused() -> None:
+    """Mistral-7B-v0.1, which the 7B config does not name."""
+    with pytest.raises(UserError, match="sliding_window 4096; only full attention is trained"):
+        parse_architecture(MISTRAL | {"sliding_window": 4096}, Path("config.json"))
 
 
 def test_every_layout_that_is_offered_can_run() -> None:

@@ -24,13 +24,16 @@ class ModelSettings(Settings):
     )
     kernel: Literal["auto", "flash", "torch", "plain"] = free(
         "auto",
-        "attention kernel: flash-attn, torch's variable-length one, or SDPA per document; auto takes the best here",
+        "attention kernel: flash-attn or torch's variable-length one (GPU, BF16), or SDPA per document; auto takes the best here",
     )
     fused: bool = free(True, "fused RMSNorm, RoPE and SwiGLU on GPUs; they equal the plain ones within rounding")
     recompute: Literal["none", "attention", "layer"] = free(
         "none", "activations computed again in the backward pass: none, attention only, or whole layers"
     )
     loss_chunk: int = free(1024, "tokens whose logits are in memory at once", ge=1)
+    deterministic: bool = free(
+        True, "on GPUs: only kernels that give the same bits each time, which an exact resume needs; CPUs have no others"
+    )
     precision: Literal["bf16", "fp32"] = fixed(
         "bf16", "bf16: BF16 compute with FP32 masters, accumulation and reduction; fp32 for small models and tests"
     )
@@ -107,7 +110,7 @@ class OptimizerSettings(Settings):
 
 
 class ScheduleSettings(Settings):
-    """Learning rate over consumed (non-padding) tokens of the stage."""
+    """Learning rate over consumed (non-padding) tokens of the stage, or of all stages that a carried schedule joins."""
 
     kind: Literal["cosine", "wsd", "constant"] = fixed(
         "cosine", "cosine to `final`; warm-up, stable, 1-sqrt decay (2405.18392); or constant after warm-up"
@@ -135,9 +138,14 @@ class StageSettings(Settings):
     )
     replay: list[ReplaySettings] = fixed([], "earlier stages drawn again, in a seeded permutation of their own")
     optimizer: Literal["carry", "restart"] = fixed(
-        "restart", "moments of the stage before: carried on, or reset (the schedule always starts anew)"
+        "restart", "moments of the stage before: carried on, or reset"
     )
-    schedule: ScheduleSettings = fixed(ScheduleSettings, "learning rate")
+    schedule_from: Literal["restart", "carry"] = fixed(
+        "restart",
+        "restart: the stage warms up anew, along its own schedule; carry: it goes on along the schedule that an earlier stage began, "
+        "which then runs over the tokens of all stages that are joined so",
+    )
+    schedule: ScheduleSettings = fixed(ScheduleSettings, "learning rate; of a carried schedule the first stage's counts")
     embeddings_only_tokens: float = fixed(
         0.0,
         "tokens at the start during which only embedding and head move (Chinese-LLaMA); moments are reset before and after",
@@ -220,9 +228,38 @@ class TrainConfig(Settings):
             ]
             if stage.schedule.final > stage.schedule.peak:
                 problems.append(f"stage {stage.number}: schedule.final is above schedule.peak")
+            if stage.schedule_from == "carry" and numbers == list(range(1, len(numbers) + 1)):
+                problems += self._not_carried(stage)
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _not_carried(self, stage: StageSettings) -> list[str]:
+        """What keeps the stage from going on along an earlier stage's schedule."""
+        if stage.number == 1:
+            return ["stage 1: schedule_from is carry, and no stage comes before it: set restart"]
+        first = self.joined(stage.number)[0]
+        found = []
+        if stage.schedule not in (first.schedule, ScheduleSettings()):
+            found.append(
+                f"stage {stage.number}: schedule_from is carry, so stage {first.number}'s schedule goes on: leave stage "
+                f"{stage.number}'s own schedule out"
+            )
+        if stage.init_from is not None:
+            found.append(
+                f"stage {stage.number}: schedule_from is carry, so it goes on where the stage before ends: leave init_from out, or "
+                f"set schedule_from to restart"
+            )
+        return found
+
+    def joined(self, number: int) -> list[StageSettings]:
+        """The stages with one schedule that stage `number` is among, in order: the first begins it, the others carry it on."""
+        first = last = number
+        while first > 1 and self.stage(first).schedule_from == "carry":
+            first -= 1
+        while last < len(self.stages) and self.stage(last + 1).schedule_from == "carry":
+            last += 1
+        return self.stages[first - 1 : last]
 
     def stage(self, number: int) -> StageSettings:
         """The stage called `number`."""

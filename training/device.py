@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+import psutil
 import torch
 
 
 def device() -> torch.device:
     """This process's GPU, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def ask_deterministic(wanted: bool) -> None:
+    """Call it before process groups and CUDA's work space are made. On a GPU: every kernel gives the same bits each time, where
+    `wanted`. CPUs need nothing: what runs here on them has no other form.
+
+    An operation without such a form raises instead of warning, for a reason: under warnings only, torch's flash-attention
+    backward (varlen_attn, SDPA) adds in any order as before. torch also keeps NCCL from reducing inside switches then.
+    """
+    if not (wanted and torch.cuda.is_available()):
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it starts
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that it has not written
+    torch.use_deterministic_algorithms(True)
+
+
+def memory() -> int:
+    """Bytes of this process's GPU, else of this machine."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    return int(psutil.virtual_memory().total)
 
 
 class _Torch:

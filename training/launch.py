@@ -5,7 +5,8 @@ not 0, because the stage is not finished, so `ziya-train --stage 1 ... && ziya-t
 kills everything at once. The same command goes on where the run stands. See `watch.py` for how the ranks hear of it.
 
 One node: the launcher's node part (`deepspeed.launcher.launch`) is started directly, its outer part would only start it.
-Several (`launch.hostfile`): `deepspeed.launcher.runner`, which needs pdsh and ssh without a password, and RUN on a shared disk.
+Several (`launch.hostfile`), or one that is not this machine: `deepspeed.launcher.runner`, which needs pdsh and ssh without a
+password, and RUN on a shared disk.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
+import ipaddress
 import json
 import os
 import re
@@ -28,6 +30,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
+
 from training import preflight, watch
 from training.config import TrainConfig
 from training.progress import Follower, StageBar
@@ -42,8 +46,8 @@ _HOST = re.compile(r"^(\S+)\s+slots=(\d+)\s*$")
 
 @dataclass(frozen=True)
 class Machines:
-    """Where ranks run. `ids`: numbers of the GPUs of this node (or of processes without any); `hosts`: of several nodes,
-    empty for this one alone; `world`: all processes."""
+    """Where ranks run. `ids`: numbers of the GPUs of this node (or of processes without any); `hosts`: of several nodes or of
+    another one, empty for this one alone; `world`: all processes."""
 
     ids: list[str]
     hosts: dict[str, int]
@@ -64,7 +68,7 @@ def machines(config: TrainConfig) -> Machines:
             if small:
                 raise UserError(f"launch.processes={wanted} and {config.launch.hostfile} gives {small[0]} fewer slots")
             hosts = dict.fromkeys(hosts, wanted)
-        if len(hosts) > 1:
+        if len(hosts) > 1 or not is_this_machine(next(iter(hosts))):
             return Machines([], hosts, sum(hosts.values()), gpus)
         wanted = next(iter(hosts.values()))
     if not gpus:
@@ -94,6 +98,19 @@ def read_hostfile(path: Path) -> dict[str, int]:
     if not hosts:
         raise UserError(f"{path} names no host: it needs a line `HOST slots=N` for each node")
     return hosts
+
+
+def is_this_machine(name: str) -> bool:
+    """Whether a host's name or address is this machine's."""
+    full = socket.getfqdn()
+    if name in ("localhost", socket.gethostname(), full, socket.gethostname().split(".")[0], full.split(".")[0]):
+        return True
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(name, None)}
+    except OSError:  # a name that nobody knows here; ssh may, by its own config
+        return False
+    own = {address.address.partition("%")[0] for addresses in psutil.net_if_addrs().values() for address in addresses}
+    return any(address in own or ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
 
 
 @contextlib.contextmanager
@@ -180,10 +197,11 @@ def _start(config: TrainConfig, number: int, there: Machines) -> subprocess.Pope
     port = config.launch.port or (PORT if there.hosts else _free_port())
     command = [sys.executable, "-u", "-m", "deepspeed.launcher.runner" if there.hosts else "deepspeed.launcher.launch"]
     if there.hosts:
-        _check_nodes()
+        _check_nodes(there.hosts)
         hosts = watch.folder(run) / "hostfile"
         hosts.write_text("".join(f"{name} slots={slots}\n" for name, slots in there.hosts.items()), encoding="utf-8")
         command += [f"--hostfile={hosts}", "--launcher=pdsh"]
+        command += ["--force_multi"] * (len(there.hosts) == 1)  # a single host would be taken for this machine
     else:
         world = base64.urlsafe_b64encode(json.dumps({"localhost": there.ids}).encode()).decode()
         command += [f"--world_info={world}", "--master_addr=127.0.0.1"]
@@ -215,10 +233,12 @@ def _environment(config: TrainConfig, there: Machines) -> dict[str, str]:
     return environment
 
 
-def _check_nodes() -> None:
+def _check_nodes(hosts: dict[str, int]) -> None:
     if shutil.which("pdsh") is None:
+        what = "several nodes are" if len(hosts) > 1 else f"{next(iter(hosts))} of launch.hostfile is not this machine: it is"
         raise UserError(
-            "several nodes are started through pdsh, which is not on this machine: install it (apt-get install pdsh)"
+            f"{what} started through pdsh, which is not on this machine: install it (apt-get install pdsh)"
+            f"{'' if len(hosts) > 1 else ', or name localhost'}"
         )
 
 

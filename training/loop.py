@@ -13,7 +13,7 @@ import torch.distributed as dist
 from training.config import StageSettings, TrainConfig
 from training.engine import Engine
 from training.rows import Packed
-from training.schedule import rate
+from training.schedule import rate_at
 from training.stability import Judge
 from training.state import RunState
 from ziya.errors import UserError
@@ -101,7 +101,7 @@ def train_stage(
         batch, rows = batches.read(state.data_index)
         waited = time.monotonic() - started
         set_phase(engine, stage, state, new_rows, services.log)
-        learning_rate = rate(stage.schedule, state.stage_tokens, stage.tokens)
+        learning_rate = rate_at(config, state)
         result = engine.step(
             rows, batch.target_count, learning_rate, judge=lambda loss, norm: judge.judge(loss, norm).reason
         )

@@ -27,12 +27,13 @@ from training.rows import Packed
 @dataclass(frozen=True)
 class Numerics:
     """How the same model is computed: dtype, attention kernel, fused kernels where they can run, recomputation (`none`,
-    `attention`, `layer`), loss chunk."""
+    `attention`, `layer`), kernels that give the same bits each time (with `device.ask_deterministic`), loss chunk."""
 
     bf16: bool = True
     kernel: str = "auto"
     fused: bool = True
     recompute: str = "none"
+    deterministic: bool = False
     loss_chunk: int = 1024
     z_loss: float = 0.0
 
@@ -72,6 +73,8 @@ def core_config(shape: Architecture, layout: Layout, numerics: Numerics) -> Tran
         batch_p2p_sync=False,
         # Freed outputs are safe where sends are ordered by a stream; gloo still reads them.
         deallocate_pipeline_outputs=torch.cuda.is_available(),
+        # Gradients of the embedding are added in one order; on CPUs they always are.
+        deterministic_mode=numerics.deterministic and torch.cuda.is_available(),
     )
 
 
@@ -86,7 +89,7 @@ class Attention(torch.nn.Module):
         width = (shape.heads + 2 * shape.groups) * shape.head_dim
         self.qkv = _column(shape.hidden, width, config, bias=shape.qkv_bias)
         self.out = _row(shape.heads * shape.head_dim, shape.hidden, config)
-        self.kernel = attention.choose(numerics.kernel)
+        self.kernel = attention.choose(numerics.kernel, bf16=numerics.bf16, deterministic=numerics.deterministic)
         self.rotate = fused.choose(rotary.rotate, numerics.fused)
         self.recompute = numerics.recompute == "attention"
 

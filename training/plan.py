@@ -28,6 +28,10 @@ from ziya.files import read_json, write_json
 
 MICRO = (1, 2, 4, 8)  # rows of a micro-batch that the search tries
 _DAY = 86400.0
+ACTIVATIONS = {
+    True: "derived from what fused kernels must keep, not measured on a GPU (model.fused=false: the plain ones, which tests count)",
+    False: "of the plain kernels, which tests count on a CPU; not measured on a GPU",
+}
 
 
 @dataclass(frozen=True)
@@ -105,13 +109,9 @@ def judge(
             f"data.global_batch_rows={rows} is not a multiple of data-parallel size {layout.data} x "
             f"data.micro_batch_rows={micro}"
         )
-    memories = [
-        plan_memory.of_stage(shape, layout, model, stage=stage, tokens=micro * length, microbatches=rows // share)
-        for stage in range(layout.pipeline)
-    ]
-    stage = max(range(layout.pipeline), key=lambda number: memories[number].total)
+    stage, memory = plan_memory.fullest(shape, layout, model, length=length, micro=micro, rows=rows)
     step = plan_speed.estimate(shape, layout, model, gpu, length=length, micro=micro, rows=rows)
-    return Candidate(layout, micro, model.recompute, stage, memories[stage], step, gpu.memory_gib * GIB)
+    return Candidate(layout, micro, model.recompute, stage, memory, step, gpu.memory_gib * GIB)
 
 
 def candidates(config: TrainConfig, shape: Architecture, world: int, gpu: Gpu) -> Iterator[Candidate]:
@@ -164,6 +164,7 @@ def make(config: TrainConfig, shape: Architecture, origin: Path, world: int, gpu
         },
         "gpus": world,
         "gpu": asdict(gpu),
+        "fused": config.model.fused,
         "rows_per_step": config.data.global_batch_rows,
         "config": None if own is None else own.to_json(gpu),
         "config_text": refused if own is None else str(own),
@@ -221,7 +222,7 @@ def render(plan: dict[str, Any], name: str) -> str:
         ]
     else:
         lines.append("No layout fits: take more GPUs, larger ones, or a smaller global batch.")
-    lines += ["", f"Estimates: {plan['unknown']}."]
+    lines += ["", f"Activations: {ACTIVATIONS[plan['fused']]}.", f"Estimates: {plan['unknown']}."]
     return "\n".join(lines)
 
 

@@ -46,6 +46,32 @@ class Memory:
         """Host memory of this rank."""
         return sum(self.host.values())
 
+    def in_short(self, *, gpu: bool) -> dict[str, int]:
+        """What a start names; it adds up to `total` on a GPU. Without one the libraries' allowance is that of the host."""
+        largest = max(self.phases, key=lambda name: sum(self.phases[name].values()))
+        phase = sum(self.phases[largest].values())
+        named = {
+            "weights": self.states["weights"] + self.states.get("gathered weights", 0),
+            "gradients": self.states["gradients"] + self.states.get("bucket", 0),
+            "masters and moments": self.states["masters"] + self.states["moments"],
+            "activations" if "activations" in self.phases[largest] else f"{largest} (more than activations)": phase,
+        }
+        total = self.total if gpu else int(sum(named.values()) * (1 + SLACK) + PROCESS_GIB * GIB)
+        return named | {"allowances": total - sum(named.values())}
+
+
+def fullest(
+    shape: Architecture, layout: Layout, model: ModelSettings, *, length: int, micro: int, rows: int
+) -> tuple[int, Memory]:
+    """(pipeline stage whose ranks need most, their memory), of micro-batches of `micro` rows of `length` tokens and `rows` rows
+    a step."""
+    found = [
+        of_stage(shape, layout, model, stage=stage, tokens=micro * length, microbatches=rows // (layout.data * micro))
+        for stage in range(layout.pipeline)
+    ]
+    stage = max(range(layout.pipeline), key=lambda number: found[number].total)
+    return stage, found[stage]
+
 
 def of_stage(
     shape: Architecture, layout: Layout, model: ModelSettings, *, stage: int, tokens: int, microbatches: int

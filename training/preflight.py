@@ -55,9 +55,11 @@ def eos_of(base: Path) -> int | None:
 
 def prepare(config: TrainConfig, number: int, world: int, accepted: Sequence[str] = ()) -> Prepared:
     """Check all that needs no ranks, and write RUN/config.json. UserError says what cannot work; nothing was changed then."""
+    from training.attention import check as check_kernel
     from training.checkpoint import whole_checkpoints
 
     stage = check_number(config, number)
+    check_kernel(config.model.kernel, bf16=config.model.precision == "bf16")
     base, run = Path(config.model.base), Path(config.run)
     shape = read_architecture(base)
     if config.data.sequence_length > shape.positions:
@@ -144,16 +146,29 @@ def _notes(config: TrainConfig, number: int, sources: Sources) -> list[str]:
 
 
 def fixed_settings(config: TrainConfig, begun: int) -> dict[str, Any]:
-    """Dotted name -> value of every fixed setting that the run has used: those of stages after `begun` are still free."""
+    """Dotted name -> value of every fixed setting that the run has used: those of stages after `begun` are still free, but for
+    what says how long the schedule is that stage `begun` follows."""
     found = {}
+    used = _used_later(config, begun)
     for name, field, value in leaves(config):
         place = name.split(".")
         if phase(field) != MEASURING or name.endswith(_BY_CONTENT):
             continue
-        if place[0] == "stages" and len(place) > 1 and int(place[1]) >= begun:
+        if place[0] == "stages" and len(place) > 1 and int(place[1]) >= begun and name not in used:
             continue
         found[name] = _plain(value)
     return found
+
+
+def _used_later(config: TrainConfig, begun: int) -> set[str]:
+    """Names of settings of later stages that count already: a carried schedule runs over the tokens of all its stages."""
+    names: set[str] = set()
+    for number, stage in enumerate(config.stages[begun:], begun):
+        names.add(f"stages.{number}.schedule_from")
+        if stage.schedule_from != "carry":
+            break
+        names.add(f"stages.{number}.tokens")
+    return names
 
 
 def _plain(value: Any) -> Any:
@@ -191,7 +206,8 @@ def _record(
     _check_names(config, accepted)
     granted = list(before.get("accepted", []))
     if before:
-        found = _differences(before, now, fixed_settings(config, int(before["begun"])))
+        used = fixed_settings(config, int(before["begun"]))
+        found = _differences(before, now, used, _defaults(config))
         refused = {name: text for name, text in found.items() if not _granted(name, accepted)}
         if refused:
             names = " ".join(refused)
@@ -203,9 +219,18 @@ def _record(
     write_json(path, now | {"accepted": granted})
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], fixed: dict[str, Any]) -> dict[str, str]:
-    """Name -> `name: old -> new` of all that a run is bound to and that is not as before."""
-    found = {text.partition(":")[0]: text for text in changes(before["fixed"], fixed)}
+def _differences(
+    before: dict[str, Any], now: dict[str, Any], fixed: dict[str, Any], defaults: dict[str, Any]
+) -> dict[str, str]:
+    """Name -> `name: old -> new` of all that a run is bound to and that is not as before. `defaults`: what held, in effect,
+    before this program knew a setting."""
+    known = before["fixed"]
+    old = known | {name: value for name, value in defaults.items() if name in fixed and name not in known}
+    found = {text.partition(":")[0]: text for text in changes(old, fixed)}
+    for name in {name for name in found if name not in old or name not in fixed}:
+        place = name.split(".")
+        if place[0] == "stages" and place[1].isdigit() and int(place[1]) >= int(before["begun"]):
+            del found[name]  # bound because a schedule is carried further, or no longer: that is told by its own name
     for name in sorted({*before["packs"], *now["packs"]}):
         if before["packs"].get(name) != now["packs"].get(name):
             found[f"packs.{name}"] = f"packs.{name}: the packs of this source hold other rows"
@@ -213,6 +238,15 @@ def _differences(before: dict[str, Any], now: dict[str, Any], fixed: dict[str, A
         if before["model"][part] != now["model"][part]:
             found[f"model.{part}"] = f"model.{part}: {now['config']['model']['base']} is another model"
     return found
+
+
+def _defaults(config: TrainConfig) -> dict[str, Any]:
+    """Name -> default of every setting that has one."""
+    return {
+        name: _plain(field.get_default(call_default_factory=True))
+        for name, field, _ in leaves(config)
+        if not field.is_required()
+    }
 
 
 def _granted(name: str, accepted: Sequence[str]) -> bool:

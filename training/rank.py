@@ -91,11 +91,13 @@ def _run(config: TrainConfig, stage: int, accepted: list[str], *, bare: bool, wa
     import torch
     import torch.distributed as dist
 
-    from training import device, layout, preflight
+    from training import device, layout, plan_at_start, preflight
+    from training.architecture import read_architecture
     from training.trainer import Trainer
 
     run = Path(config.run)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    device.ask_deterministic(config.model.deterministic)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     device.prepare()
@@ -113,6 +115,8 @@ def _run(config: TrainConfig, stage: int, accepted: list[str], *, bare: bool, wa
     together(first)
     parts = preflight.layout_of(config, dist.get_world_size())
     layout.start_groups(parts)
+    if dist.get_rank() == 0:
+        plan_at_start.tell(config, read_architecture(Path(config.model.base)), parts, log)
     trainer = Trainer(config, stage, parts, watching)
     how, state = trainer.train()
     dist.barrier()

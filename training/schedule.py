@@ -1,10 +1,19 @@
-"""Learning rate as a function of consumed non-padding tokens of the stage."""
+"""Learning rate as a function of consumed non-padding tokens: of the stage, or of the stages that a carried schedule joins."""
 
 from __future__ import annotations
 
 import math
 
-from training.config import ScheduleSettings
+from training.config import ScheduleSettings, TrainConfig
+from training.state import RunState
+
+
+def rate_at(config: TrainConfig, state: RunState) -> float:
+    """The rate for the step that starts at `state`: along its stage's schedule or, where it is carried, along the schedule of
+    the first of the joined stages, over what all of them consume."""
+    joined = config.joined(state.stage)
+    consumed = state.carried_tokens + state.stage_tokens
+    return rate(joined[0].schedule, consumed, sum(stage.tokens for stage in joined))
 
 
 def rate(settings: ScheduleSettings, consumed: float, budget: float) -> float:

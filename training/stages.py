@@ -80,6 +80,8 @@ def find_start(config: TrainConfig, number: int) -> Start:
             f"{state.stage}, or train stage {number} again in another run=FOLDER"
         )
     counters = state.next_stage(number) if state is not None else RunState(stage=number)
+    if state is not None and stage.schedule_from == "carry":
+        counters.carried_tokens = state.carried_tokens + state.stage_tokens
     ledger = extras.get("ledger")
     if stage.init_from is not None:
         return _from(Path(stage.init_from), number, counters, ledger)

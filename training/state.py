@@ -9,7 +9,8 @@ from typing import Any
 @dataclass
 class RunState:
     """`step`: optimizer updates of the whole run; `data_index`: next global batch of the stage; `tokens`, `stage_tokens`:
-    consumed non-padding tokens; `skipped`: data indices of this stage left out for good, as sorted [first, end) ranges, like the ledger's;
+    consumed non-padding tokens; `carried_tokens`: those of earlier stages whose schedule this stage goes on along; `skipped`:
+    data indices of this stage left out for good, as sorted [first, end) ranges, like the ledger's;
     `frozen`: whether the embeddings-only phase is on."""
 
     stage: int = 1
@@ -17,6 +18,7 @@ class RunState:
     data_index: int = 0
     tokens: int = 0
     stage_tokens: int = 0
+    carried_tokens: int = 0
     rollbacks: int = 0
     frozen: bool = False
     exported_tokens: int = 0

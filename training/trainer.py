@@ -92,6 +92,7 @@ class Trainer:
             kernel=config.model.kernel,
             fused=config.model.fused,
             recompute=config.model.recompute,
+            deterministic=config.model.deterministic,
             loss_chunk=config.model.loss_chunk,
             z_loss=config.optimizer.z_loss,
         )

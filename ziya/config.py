@@ -150,6 +150,8 @@ def parse(cls: type[S], raw: dict[str, Any], origin: str) -> S:
                 problems.append(f"unknown key {where}{_suggestion(cls, item['loc'])}")
             elif item["type"] == "missing":
                 problems.append(f"{where} is missing: it is required")
+            elif not item["loc"]:  # of all settings together: their values would bury what is wrong
+                problems.append(item["msg"].removeprefix("Value error, "))
             else:
                 problems.append(f"{where} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
         unique = list(dict.fromkeys(problems))

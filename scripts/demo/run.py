@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ DATA = [PYTHON, "-m", "data_factory.cli"]
 TRAINING = [PYTHON, "-m", "training.cli"]
 EVALUATION = [PYTHON, "-m", "eval.cli"]
 CHARACTERS = 1200
+ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # a demo on the CPU, and the same one on machines with GPUs
 NAMES = {"data_factory.cli": "ziya-data", "training.cli": "ziya-train", "eval.cli": "ziya-eval"}
 
 
@@ -40,7 +42,7 @@ def step(title: str, *commands: list[str]) -> None:
         print(f"\n== {title}", flush=True)
     for command in commands:
         print(f"   $ {shown(command)}", flush=True)
-        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        code = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=False).returncode
         if code:
             print(f"demo: that command failed with exit code {code}", file=sys.stderr)
             sys.exit(code)
