@@ -23,9 +23,10 @@ from train_checkpoints import (
     opened,
     same,
     small,
+    wholes,
 )
 
-from training import reshard
+from training import reshard, watch
 from training.checkpoint import Checkpoints, SaveError
 from training.config import CheckpointSettings
 from training.layout import Layout, Place
@@ -129,41 +130,81 @@ def test_a_fault_at_any_moment_leaves_a_whole_one(tmp_path: Path, monkeypatch: p
     assert refused > 8
 
 
-def save_as_one_of_two(rank: int, run: Path, engine: PlainEngine, victim: int, at: int, kill: bool) -> None:
-    """Save step 2 in a world of two, in which `victim` ends before its collective number `at`; ends this process: 0 saved, 3 an
-    error, 4 the other one's end went unnoticed."""
-    import torch.distributed as dist
+class Collectives:
+    """Counts this rank's collectives; rank `victim` is killed, or meets an error, instead of number `at` (0: never)."""
 
+    NAMES = ("all_gather_object", "all_gather", "all_gather_into_tensor", "all_reduce", "broadcast", "barrier")
+
+    def __init__(self, rank: int, victim: int, at: int, kill: bool) -> None:
+        import torch.distributed as dist
+
+        self.mine, self.at, self.kill, self.count = rank == victim, at, kill, 0
+        for name in self.NAMES:
+            setattr(dist, name, self.wrap(getattr(dist, name)))
+
+    def wrap(self, collective: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.count += 1
+            if self.mine and self.count == self.at:
+                if self.kill:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise RuntimeError("out of luck")
+            return collective(*arguments, **options)
+
+        return counted
+
+
+def end(run: Path, rank: int, work: Callable[[], Any]) -> None:
+    """Do `work` and end this process as a rank does: 0, or 3 with its error left for the launcher; 4: it hung."""
     signal.signal(signal.SIGALRM, lambda *_: os._exit(4))
     signal.alarm(50)
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{run}/meet", rank=rank, world_size=2)
-    layout = Layout(world=2, zero=0)
-    settings = CheckpointSettings(keep=1)
-    checkpoints = Checkpoints(run, engine, layout, Place(0, 0, rank, layout), settings)  # type: ignore[arg-type]
-    gather, count = dist.all_gather_object, 0
-
-    def counted(*arguments: Any, **options: Any) -> None:
-        nonlocal count
-        count += 1
-        if rank == victim and count == at:
-            if kill:
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise RuntimeError("a collective that timed out")
-        gather(*arguments, **options)
-
-    dist.all_gather_object = counted
     try:
-        checkpoints.save(2, {**extras(2), "note": 2}, wait=True)
-    except BaseException:
+        work()
+    except BaseException as error:
+        watch.write_error(run, rank, error)
         os._exit(3)
     os._exit(0)
 
 
+def check_end(run: Path, codes: list[int], victim: int, kill: bool) -> None:
+    """Every rank has ended, and the one message names the victim, whatever the other one met."""
+    assert codes[victim] == (-signal.SIGKILL if kill else 3) and codes[1 - victim] in (0, 3)
+    if kill:
+        watch.write_gone(run, victim)  # as the launcher does
+    told = watch.verdict(run)
+    assert told is not None and told[0].startswith(f"rank {victim} on "), told
+    assert ("was killed" if kill else "RuntimeError: out of luck") in told[0]
+
+
+def as_one_of_two(rank: int, run: Path, engine: PlainEngine, what: str, victim: int, at: int, kill: bool) -> None:
+    """Save step 2, or load step 1, in a world of two in which `victim` is lost; ends this process."""
+
+    def work() -> None:
+        import torch.distributed as dist
+
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", init_method=f"file://{run}/meet", rank=rank, world_size=2)
+        layout = Layout(world=2, zero=0)
+        settings = CheckpointSettings(keep=1)
+        checkpoints = Checkpoints(run, engine, layout, Place(0, 0, rank, layout), settings)  # type: ignore[arg-type]
+        Collectives(rank, victim, at, kill)
+        if what == "save":
+            checkpoints.save(2, {**extras(2), "note": 2}, wait=True)
+        else:
+            checkpoints.load(1)
+            Path(run / f"loaded-{rank}").touch()
+
+    end(run, rank, work)
+
+
 @pytest.mark.parametrize("kill", [True, False])
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_lost_before_any_collective_leaves_a_whole_one(tmp_path: Path, victim: int, kill: bool) -> None:
-    """Rank 0, which commits, or rank 1 is killed, or its collective fails: the other one ends too, and what stands is whole."""
+@pytest.mark.parametrize("what", ["save", "load"])
+def test_a_rank_lost_before_any_collective_leaves_a_whole_one(
+    tmp_path: Path, what: str, victim: int, kill: bool
+) -> None:
+    """Rank 0, which commits, or rank 1 is killed, or its collective fails: the other one ends too, one message tells of it, and
+    what stands is whole."""
     engine = PlainEngine(small())
     template = tmp_path / "template"
     opened(template, engine).save(1, {**extras(1), "note": 1}, wait=True)
@@ -179,13 +220,78 @@ def test_a_rank_lost_before_any_collective_leaves_a_whole_one(tmp_path: Path, vi
         for rank in range(2):
             child = os.fork()
             if child == 0:
-                save_as_one_of_two(rank, run, engine, victim, at, kill)
+                as_one_of_two(rank, run, engine, what, victim, at, kill)
             children.append(child)
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         if codes != [0, 0]:
-            assert codes[victim] == (-signal.SIGKILL if kill else 3) and codes[1 - victim] in (0, 3)
+            check_end(run, codes, victim, kill)
+            assert not (run / f"loaded-{victim}").exists()
         seen.append(check_whole(run, states, 1))
-    assert at > 3 and seen[0] == 1 and seen[-1] == 2 and seen == sorted(seen)
+    if what == "save":
+        assert at > 3 and seen[0] == 1 and seen[-1] == 2 and seen == sorted(seen)
+    else:
+        assert at == 3 and set(seen) == {1} and (run / "loaded-0").exists() and (run / "loaded-1").exists()
+
+
+REFRESHED = {"ZeRO-1": (Layout(world=2, zero=1), True), "ZeRO-3": (Layout(world=2, zero=3), False)}
+
+
+def load_as_one_of_two(rank: int, port: int, run: Path, kind: str, at: int, kill: bool) -> None:
+    """Save (at 0) or load the real engine; rank 1 is lost before its collective number `at` of the load. Ends this process."""
+
+    def work() -> None:
+        small_models.join(rank, 2, port)
+        import deepspeed
+
+        from training.layout import start_groups
+
+        layout, bf16 = REFRESHED[kind]
+        shape = small_models.architecture()
+        start_groups(layout)
+        engine, here = small_models.engine(shape, layout, bf16=bf16)
+        checkpoints = Checkpoints(run, engine, layout, here, CheckpointSettings())
+        if not at:
+            small_models.train(engine, here, shape, range(1))
+            checkpoints.save(1, extras(1), wait=True)
+        lost = Collectives(rank, 1, at, kill)
+        backend = deepspeed.comm.comm.cdb  # it has looked one collective up before
+        backend.all_gather_function = lost.wrap(backend.all_gather_function)
+        checkpoints.load(1)
+        (run / f"loaded-{rank}").write_text(str(lost.count))
+
+    end(run, rank, work)
+
+
+@pytest.mark.parametrize(
+    ("kind", "every"), [("ZeRO-1", True), ("ZeRO-3", False), pytest.param("ZeRO-3", True, marks=pytest.mark.soak)]
+)
+def test_a_rank_lost_while_weights_are_gathered_anew_ends_all(tmp_path: Path, kind: str, every: bool) -> None:
+    """After files are read, a load gathers weights over data-parallel ranks: ZeRO-1 each group, ZeRO-3 what stays whole;
+    there `every` one is lost in turn, or only the first and the last."""
+
+    def both(run: Path, at: int, kill: bool) -> list[int]:
+        start, port = small_models.context(), small_models.free_port()
+        processes = [
+            start.Process(target=load_as_one_of_two, args=(rank, port, run, kind, at, kill)) for rank in range(2)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        return [process.exitcode for process in processes]
+
+    template = tmp_path / "template"
+    assert both(template, 0, False) == [0, 0]
+    count = int((template / "loaded-1").read_text())
+    assert count > 2  # two of them are the reports on reading
+    whole = wholes(template / "checkpoints" / "step-1")
+    for at in range(3, count + 1) if every else (3, count):
+        run = tmp_path / f"run-{at}"
+        shutil.copytree(template / "checkpoints", run / "checkpoints")
+        kill = bool(at % 2)
+        check_end(run, both(run, at, kill), 1, kill)
+        after = wholes(run / "checkpoints" / "step-1")
+        assert not (run / "loaded-1").exists() and all(torch.equal(whole[name], after[name]) for name in whole)
 
 
 def faults(rank: int, folder: Path) -> dict[str, Any]:
