@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,24 +25,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def trainer(folder: Path, run: Path, *overrides: str, stage: int = 1, world: int = 1) -> Iterator[Any]:
-    """A Trainer of the debug run; `said` holds what it logs on any rank."""
-    from training.config import load_config
-    from training.layout import Layout, start_groups, stop_groups
-    from training.trainer import Trainer
-
-    layout = Layout(world=world)
-    start_groups(layout)
-    given = [f"run={run}", f"model.base={folder / 'base'}", f"data.sources.0.packs=[{folder / 'text'}]", *overrides]
-    made = Trainer(load_config(train_runs.CONFIG, given), stage, layout, SimpleNamespace(asked=False, launch=None))  # type: ignore[arg-type]
-    made.said = []
-    made.log = made.said.append  # type: ignore[method-assign]
-    yield made
-    made.engine.deepspeed.destroy()
-    stop_groups()
-
-
 class FullDisk:
     """The last rank's disk is full for the saves of these numbers, counted from 1."""
 
@@ -66,7 +45,7 @@ class FullDisk:
 def stopped(rank: int, folder: Path, run: Path) -> dict[str, Any]:
     """A background save fails, and a stop is asked for before another step was made."""
     FullDisk(rank, 2, 1)
-    with trainer(folder, run, "checkpoint.every_steps=4", world=2) as made:
+    with train_runs.trainer(folder, run, "checkpoint.every_steps=4", world=2) as made:
         save = made.save
 
         def then_stop(state: Any, judge: Any, final: bool) -> None:
@@ -103,7 +82,7 @@ def rolled_back(rank: int, folder: Path, run: Path, fails: tuple[int, ...]) -> d
 
     Batches.read = noted  # type: ignore[method-assign]
     more = ["checkpoint.every_steps=4", "stability.skips_in_a_row=3"]
-    with trainer(folder, run, *more, world=2) as made:
+    with train_runs.trainer(folder, run, *more, world=2) as made:
         judge, poll, begin = made.judge.judge, made.checkpoints.poll, made.begin
 
         def late() -> int | None:
@@ -148,11 +127,11 @@ def thawed(rank: int, folder: Path, run: Path, optimizer: str) -> dict[str, Any]
     from training import reshard
 
     more = ["stages.0.embeddings_only_tokens=1e9", f"stages.1.optimizer={optimizer}", "parallel.zero=1"]
-    with trainer(folder, run, *more) as made:
+    with train_runs.trainer(folder, run, *more) as made:
         made.train()
         body = {f.name: f.tensors[reshard.FIRST] for f in reshard.owned(made.engine) if "layers" in f.name}
         frozen = {"still": all(not moment.any() for moment in body.values()), "steps": reshard.adam_steps(made.engine)}
-    with trainer(folder, run, *more, stage=2) as made:
+    with train_runs.trainer(folder, run, *more, stage=2) as made:
         made.train()
         state = {(f.name, kind): t.clone() for f in reshard.owned(made.engine) for kind, t in f.tensors.items()}
         return {"frozen": frozen, "state": state, "steps": reshard.adam_steps(made.engine), "said": made.said}
