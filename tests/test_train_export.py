@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import small_models
 import torch
-from test_train_checkpoint import PlainEngine, cut_short, extras, opened, small
+from train_checkpoints import PlainEngine, cut_short, extras, opened, small
 
 from training import export as module
 from training.architecture import read_architecture

@@ -7,7 +7,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -96,3 +99,21 @@ def processes_of(run: Path) -> list[str]:
         if str(run / "launch") in text and process.info["status"] != psutil.STATUS_ZOMBIE:
             found.append(text)
     return found
+
+
+@contextmanager
+def trainer(folder: Path, run: Path, *overrides: str, stage: int = 1, world: int = 1) -> Iterator[Any]:
+    """A Trainer of the debug run; `said` holds what it logs on any rank."""
+    from training.config import load_config
+    from training.layout import Layout, start_groups, stop_groups
+    from training.trainer import Trainer
+
+    layout = Layout(world=world)
+    start_groups(layout)
+    given = [f"run={run}", f"model.base={folder / 'base'}", f"data.sources.0.packs=[{folder / 'text'}]", *overrides]
+    made = Trainer(load_config(CONFIG, given), stage, layout, SimpleNamespace(asked=False, launch=None))  # type: ignore[arg-type]
+    made.said = []
+    made.log = made.said.append  # type: ignore[method-assign]
+    yield made
+    made.engine.deepspeed.destroy()
+    stop_groups()

@@ -15,15 +15,13 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch.distributed as dist
-
 from training import reshard
+from training.agreement import Ranks, told
 from training.config import CheckpointSettings
 from training.layout import Layout, Place
 from training.reshard import (
@@ -111,14 +109,12 @@ class Checkpoints:
         """`run` must be on a disk that all nodes share. Clears away what a killed process left."""
         self.run, self.engine, self.layout, self.place, self.settings = run, engine, layout, place, settings
         self.root = run / "checkpoints"
-        self._many = dist.is_initialized() and dist.get_world_size() > 1
-        self.rank = dist.get_rank() if self._many else 0
-        # Reports are small and must not wait behind the GPUs' queues.
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=2)) if self._many else None
+        self.ranks = Ranks()
+        self.rank = self.ranks.rank
         self._pending: _Pending | None = None
-        self.held: int | None = None
-        """A step that is being read and must not be pruned."""
-        self._together(lambda: recover(run) if self.rank == 0 else None)
+        self.held: set[int] = set()
+        """Steps that are read, or will be, and must not be pruned; rank 0's."""
+        self.ranks.together(lambda: recover(run) if self.rank == 0 else None)
 
     def save(self, step: int, extras: dict[str, Any], *, wait: bool) -> None:
         """Copy the state to the host and write it, in the background unless `wait` or the settings say otherwise.
@@ -144,7 +140,7 @@ class Checkpoints:
             ]
 
         try:
-            fragments = self._together(copy)
+            fragments = self.ranks.together(copy)
         except UserError as error:
             self._clear()
             raise self._failed(step, str(error)) from error
@@ -173,7 +169,7 @@ class Checkpoints:
                 report |= {"bytes": size, "digest": digest, "weights": weights}
             report |= {"tensor": self.place.tensor, "pipeline": self.place.pipeline, "data": self.place.data}
         except BaseException as error:  # whatever it is, the other ranks must learn of it
-            report = {"error": _told(error)}
+            report = {"error": told(error)}
         pending.report = report
 
     def poll(self) -> int | None:
@@ -181,7 +177,7 @@ class Checkpoints:
         if self._pending is None:
             return None
         writing = self._pending.thread is not None and self._pending.thread.is_alive()
-        return None if any(self._gather(writing)) else self._finish(self._pending)
+        return None if any(self.ranks.gather(writing)) else self._finish(self._pending)
 
     def wait(self) -> int | None:
         """Finish the save under way, if any; its step. Raises SaveError."""
@@ -193,11 +189,11 @@ class Checkpoints:
 
     def _finish(self, pending: _Pending) -> int:
         self._pending = None
-        reports = self._gather(pending.report)
+        reports = self.ranks.gather(pending.report)
         errors = [f"rank {rank}: {report['error']}" for rank, report in enumerate(reports) if "error" in report]
         if not errors:
             try:
-                self._together(lambda: self._commit(pending, reports) if self.rank == 0 else None)
+                self.ranks.together(lambda: self._commit(pending, reports) if self.rank == 0 else None)
             except UserError as error:
                 errors = [str(error)]
         if errors:
@@ -254,7 +250,7 @@ class Checkpoints:
             first = {int(one.manifest.tokens // every): one for one in reversed(stored)}
             kept |= {one.step for share, one in first.items() if share}
         for one in stored:
-            if one.step not in kept and one.step != self.held:
+            if one.step not in kept and one.step not in self.held:
                 trash = one.folder.with_name(f"step-{one.step}{_TEMPORARY}")
                 one.folder.rename(trash)  # first, so that a folder in the middle of its removal never looks whole
                 shutil.rmtree(trash)
@@ -275,8 +271,8 @@ class Checkpoints:
             stored.verify(stored.files[self.rank :: self.layout.world])
             return stored
 
-        stored = self._together(check)
-        self._together(lambda: reshard.fill(stored, owned(self.engine), self.place.tensor, self.layout.tensor))
+        stored = self.ranks.together(check)
+        self.ranks.together(lambda: reshard.fill(stored, owned(self.engine), self.place.tensor, self.layout.tensor))
         for kind, weight in flat_masters(self.engine):
             self.engine.adam.state[weight]["step"].fill_(stored.manifest.adam_steps[kind])
         self.engine.refresh()
@@ -306,43 +302,13 @@ class Checkpoints:
         if self.rank == 0:
             with contextlib.suppress(OSError):
                 recover(self.run)
-        self._gather(None)  # no rank writes anew before the folder is gone
+        self.ranks.gather(None)  # no rank writes anew before the folder is gone
 
     def _failed(self, step: int, why: str) -> SaveError:
         latest = self.run / LATEST
         last = latest.read_text(encoding="utf-8").strip() if latest.is_file() else ""
         stands = f"the last whole checkpoint is {last}" if last else "there is no earlier checkpoint"
         return SaveError(f"checkpoint step-{step} was not saved ({why}); {stands}")
-
-    def _gather(self, value: Any) -> list[Any]:
-        """Every rank's value, in order of ranks."""
-        if not self._many:
-            return [value]
-        values: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(values, value, group=self._group)
-        return values
-
-    def _together(self, work: Callable[[], Any]) -> Any:
-        """Do `work` on this rank; when it fails on any rank, UserError with the first one's reason on all."""
-        result, reason, cause = None, None, None
-        try:
-            result = work()
-        except Exception as error:
-            reason, cause = _told(error), error
-        reasons = self._gather(reason)
-        first = next((rank for rank, text in enumerate(reasons) if text is not None), None)
-        if first is not None:
-            if cause is not None and not isinstance(cause, (UserError, OSError, MemoryError)):
-                raise cause  # a bug of ours keeps its traceback where it happened
-            alone = len(set(reasons)) == 1
-            raise UserError(reasons[first] if alone else f"rank {first}: {reasons[first]}") from cause
-        return result
-
-
-def _told(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno == 28:
-        return "no space left on the disk: free some"
-    return " ".join(str(error).split()) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def _sync(folder: Path) -> None:

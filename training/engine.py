@@ -110,6 +110,7 @@ class Engine:
         self._update, self.adam.step = self.adam.step, self._judged_update
         self._judge: Judgement | None = None
         self._loss = 0.0
+        self._norm: float | None = None
         self._reason: str | None = None
         self.frozen_below: int | None = None
         """None: all weights move. Else only rows of embedding and head from this number on (0: all of them)."""
@@ -160,7 +161,7 @@ class Engine:
             self.sum_replicated()
             self._freeze()
         self._loss = self.mean_loss(losses, batches, targets)
-        self._judge, self._reason = judge, None
+        self._judge, self._reason, self._norm = judge, None, None
         for group in self.optimizer.param_groups:
             body = group["kind"] != EMBEDDING
             group["lr"] = 0.0 if body and self.frozen_below is not None else rate
@@ -168,7 +169,7 @@ class Engine:
                 group["weight_decay"] = 0.0 if self.frozen_below else self.settings.weight_decay
         refused = self.deepspeed.skipped_steps
         self.deepspeed.step()
-        norm = float(self.deepspeed.get_global_grad_norm())
+        norm = float(self.deepspeed.get_global_grad_norm()) if self._norm is None else self._norm
         if self.deepspeed.skipped_steps > refused:  # DeepSpeed met a norm that is not finite, before the update
             self._reason = f"gradient norm {norm}"
         return StepResult(self._loss, norm, self._reason or "", losses)
@@ -176,8 +177,19 @@ class Engine:
     def _judged_update(self, closure: Any = None) -> Any:
         """AdamW's step, unless the judge refuses. ZeRO calls it once a group: the first answer holds for the step."""
         if self._judge is not None and self._reason is None:
-            self._reason = self._judge(self._loss, float(self.optimizer._global_grad_norm))
+            self._loss, self._norm = self._of_first(self._loss, float(self.optimizer._global_grad_norm))
+            self._reason = self._judge(self._loss, self._norm)
         return None if self._reason else self._update(closure)
+
+    def _of_first(self, loss: float, norm: float) -> tuple[float, float]:
+        """Rank 0's numbers. Each rank has summed them in groups of its own, whose order libraries may choose by the places of
+        their devices: a last bit apart, two ranks could judge a step on the limit differently, and part for good."""
+        if self.layout.world == 1:
+            return loss, norm
+        pair = torch.tensor([loss, norm], dtype=torch.float64, device=next(self.chunks[0].parameters()).device)
+        dist.broadcast(pair, 0)
+        first = pair.tolist()
+        return first[0], first[1]
 
     def _step_partitioned(self, *arguments: Any, **options: Any) -> Any:
         """DeepSpeed's optimizer step, gradients made ready before the norm is taken in it."""

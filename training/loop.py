@@ -100,7 +100,8 @@ def train_stage(
         started = time.monotonic()
         batch, rows = batches.read(state.data_index)
         waited = time.monotonic() - started
-        set_phase(engine, stage, state, new_rows, services.log)
+        if set_phase(engine, stage, state, new_rows, services.log):
+            judge.forget()
         learning_rate = rate_at(config, state)
         result = engine.step(
             rows, batch.target_count, learning_rate, judge=lambda loss, norm: judge.judge(loss, norm).reason
@@ -151,17 +152,19 @@ def _after_skip(
     return restored, SavePolicy(config, restored)
 
 
-def set_phase(engine: Engine, stage: StageSettings, state: RunState, new_rows: int, log: Callable[[str], None]) -> None:
-    """Enter or leave the embeddings-only phase; at both ends all moments are reset."""
+def set_phase(engine: Engine, stage: StageSettings, state: RunState, new_rows: int, log: Callable[[str], None]) -> bool:
+    """Enter or leave the embeddings-only phase; at both ends all moments are reset. True when it ends here."""
     wanted = state.stage_tokens < stage.embeddings_only_tokens
     if wanted and not state.frozen:
         engine.reset_moments()  # carried ones would move what has no gradient now
         log(f"embeddings-only phase: {stage.embeddings_only_tokens:g} tokens, rows: {stage.embeddings_only_rows}")
-    if state.frozen and not wanted:
+    thaw = state.frozen and not wanted
+    if thaw:
         engine.reset_moments()
         log("embeddings-only phase ends: all weights move, moments are reset")
     state.frozen = wanted
     engine.frozen_below = (new_rows if stage.embeddings_only_rows == "new" else 0) if wanted else None
+    return thaw
 
 
 class StopFlag:

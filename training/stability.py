@@ -2,7 +2,8 @@
 
 A step is skipped when its loss or gradient norm is not finite, or stands more than `sigma` deviations above the mean of the
 last `window` accepted steps (OLMo 2 skips at 6 sigma over 128 steps). After `skips_in_a_row` skips the run rolls back to its
-last checkpoint and leaves the bad batches out.
+last checkpoint and leaves the bad batches out. The windows begin anew with each stage, and where an embeddings-only phase ends:
+the norm of all gradients is several times that of the embeddings', which is no spike.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ class Verdict:
 
 
 class Judge:
-    """The windows of one stage. `bad`: data indices skipped since the last accepted step."""
+    """The windows of one stage. `bad`: data indices skipped since the last accepted step; `accepted`: steps since the windows
+    began, which may be more than they hold."""
 
     def __init__(self, settings: StabilitySettings) -> None:
         self.settings = settings
         self.losses: deque[float] = deque(maxlen=settings.window)
         self.norms: deque[float] = deque(maxlen=settings.window)
         self.bad: list[int] = []
+        self.accepted = 0
 
     def judge(self, loss: float, norm: float) -> Verdict:
         """Judge a step by its mean loss and its gradient norm before clipping; changes nothing."""
@@ -45,8 +48,8 @@ class Judge:
         return Verdict(False)
 
     def _limit(self, window: deque[float]) -> float:
-        """Mean + sigma deviations of the window; infinite while it is too short to judge by."""
-        if not self.settings.sigma or len(window) < max(self.settings.warmup_steps, 8):
+        """Mean + sigma deviations of the window; infinite while too few steps were accepted to judge by."""
+        if not self.settings.sigma or self.accepted < max(self.settings.warmup_steps, 8):
             return math.inf
         mean = math.fsum(window) / len(window)
         deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in window) / len(window))
@@ -57,7 +60,14 @@ class Judge:
         """Book an accepted step."""
         self.losses.append(loss)
         self.norms.append(norm)
+        self.accepted += 1
         self.bad = []
+
+    def forget(self) -> None:
+        """Begin the windows anew: what comes is not to be measured by what was."""
+        self.losses.clear()
+        self.norms.clear()
+        self.accepted = 0
 
     def skip(self, data_index: int) -> bool:
         """Book a skipped step; True when there have been so many in a row that the run must roll back."""
@@ -66,10 +76,12 @@ class Judge:
 
     def state(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
-        return {"losses": list(self.losses), "norms": list(self.norms), "bad": list(self.bad)}
+        windows = {"losses": list(self.losses), "norms": list(self.norms)}
+        return windows | {"bad": list(self.bad), "accepted": self.accepted}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
         self.losses = deque(state["losses"], maxlen=self.settings.window)
         self.norms = deque(state["norms"], maxlen=self.settings.window)
         self.bad = list(state["bad"])
+        self.accepted = state.get("accepted", len(self.losses))  # earlier checkpoints do not tell it

@@ -4,7 +4,7 @@ is finished when its last checkpoint holds as many tokens as its budget asks for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -105,10 +105,11 @@ def find_start(config: TrainConfig, number: int) -> Start:
 def _from(folder: Path, number: int, state: RunState, ledger: dict[str, Any] | None) -> Start:
     """What `init_from` names: a checkpoint, a run (its latest checkpoint), or a Hugging Face folder."""
     stored = _checkpoint(folder)
-    if stored is not None:
-        return Start("checkpoint", stored.folder, state, ledger)
+    if stored is not None:  # with its moments comes the phase that they were made in
+        frozen = RunState.from_json(stored.manifest.extras["state"]).frozen
+        return Start("checkpoint", stored.folder, replace(state, frozen=frozen), ledger)
     if (folder / "config.json").is_file():
-        return Start("model", folder, state, ledger)
+        return Start("model", folder, replace(state, frozen=False), ledger)
     raise UserError(
         f"stages.{number - 1}.init_from={folder} is no checkpoint, no run with checkpoints and no Hugging Face folder: give the "
         "path of one of them"

@@ -11,7 +11,7 @@ class RunState:
     """`step`: optimizer updates of the whole run; `data_index`: next global batch of the stage; `tokens`, `stage_tokens`:
     consumed non-padding tokens; `carried_tokens`: those of earlier stages whose schedule this stage goes on along; `skipped`:
     data indices of this stage left out for good, as sorted [first, end) ranges, like the ledger's;
-    `frozen`: whether the embeddings-only phase is on."""
+    `frozen`: whether the embeddings-only phase is on, or was when the stage ended whose moments may go on."""
 
     stage: int = 1
     step: int = 0
@@ -34,8 +34,15 @@ class RunState:
         return cls(**values)
 
     def next_stage(self, number: int) -> RunState:
-        """The start of stage `number`: counters of the whole run go on, those of a stage begin anew."""
-        return RunState(stage=number, step=self.step, tokens=self.tokens, exported_tokens=self.exported_tokens)
+        """The start of stage `number`: counters of the whole run go on, those of a stage begin anew. A phase that the stage
+        ended in is not over: its moments are of embeddings alone until the thaw, which resets them."""
+        return RunState(
+            stage=number,
+            step=self.step,
+            tokens=self.tokens,
+            frozen=self.frozen,
+            exported_tokens=self.exported_tokens,
+        )
 
     def leave_out(self, ranges: list[list[int]]) -> None:
         """Skip these [first, end) ranges of global batches of this stage whenever they come up."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from training.config import TrainConfig
 from training.data import GlobalBatch, ReadAhead, micro_batches, open_dataset
 from training.device import device
 from training.engine import Engine, StepResult
+from training.exporting import Exports
 from training.hf_files import HFWeights
 from training.layout import Layout, Place, place
 from training.ledger import Ledger
@@ -110,8 +108,9 @@ class Trainer:
         self._ledger_written = time.monotonic()
         self.ledger: Ledger
         self.saved_step = -1
+        self.exports = Exports(self.run, self.checkpoints.held, self.log, samples=config.checkpoint.export_samples)
         self._to_export: int | None = None
-        self._exporting: subprocess.Popen[bytes] | None = None
+        self._export_missed = False
 
     def log(self, text: str) -> None:
         """One line, from rank 0."""
@@ -123,6 +122,8 @@ class Trainer:
         start, state = self.begin(self.judge)
         if self._late_base():
             start, state = self.begin(self.judge)
+        if self.rank == 0 and self.config.checkpoint.export_every_tokens is not None:
+            self.exports.make_up(state)
         if self.rank == 0 and self.watching.launch is None:
             self.bar = StageBar(state, self.stage.tokens)
         size, micro = self.place.layout.data, self.config.data.micro_batch_rows
@@ -142,8 +143,14 @@ class Trainer:
             )
         if self.bar is not None:
             self.bar.close()
-        self.exported()
         return ended
+
+    def end(self, how: str) -> None:
+        """See to the exports that are left. Not collective, and it may take long: other ranks have nothing to wait for."""
+        if how == loop.STOPPED:
+            self.exports.stop()
+        else:
+            self.exports.finish(lambda: self.watching.asked)
 
     def validate(self, state: RunState) -> None:
         """Measure held-out rows, unless that was done at this step."""
@@ -176,8 +183,8 @@ class Trainer:
     def begin(self, judge: Judge, ranges: list[list[int]] | None = None) -> tuple[Start, RunState]:
         """Fill model, moments, windows and books from where the stage stands on disk: at its start, and at a rollback, which
         leaves out `ranges` of batches from there on."""
-        self.checkpoints.wait()
-        start = find_start(self.config, self.stage.number)
+        self._finish(wait=True)
+        start = self.checkpoints.ranks.first(lambda: find_start(self.config, self.stage.number))
         if start.kind == MODEL:
             fill_from_model(self.engine, start.folder, self.shape, self.place)
         else:
@@ -186,7 +193,7 @@ class Trainer:
                 self.engine.reset_moments()
         judge.load(start.windows or Judge(self.config.stability).state())
         self.ledger = Ledger(self.dataset, start.ledger)
-        self.saved_step = start.state.step
+        self.saved_step, self._to_export, self._export_missed = start.state.step, None, False
         start.state.leave_out(ranges or [])
         if self.rank == 0:
             self.metrics.rewind(start.state)
@@ -206,17 +213,19 @@ class Trainer:
         if state.step > self.saved_step:
             self._skips(state)
             every = self.config.checkpoint.export_every_tokens
-            if every is not None and state.tokens - state.exported_tokens >= every:
-                state.exported_tokens = state.tokens
+            due = every is not None and state.tokens - state.exported_tokens >= every
+            if due or self._export_missed:
+                state.exported_tokens, self._export_missed = state.tokens, False
                 self._to_export = state.step
             extras = {"state": state.to_json(), "windows": judge.state(), "ledger": self.ledger.state()}
             extras["config"] = self.config.model_dump(mode="json")
             try:
                 self.checkpoints.save(state.step, extras, wait=final)
                 self.saved_step = state.step
-                if final or not self.config.checkpoint.background:
+                if final:
+                    self._saved(state.step)
+                elif not self.config.checkpoint.background:
                     self._finish(wait=True)
-                    self._export(state.step)
             except SaveError as error:
                 self._failed(error, final)
         if self.rank == 0:
@@ -224,39 +233,29 @@ class Trainer:
 
     def _finish(self, wait: bool) -> None:
         """See to the save under way, and to an export that has ended."""
-        if self._exporting is not None and self._exporting.poll() is not None:
-            self.exported()
+        self.exports.look()
         try:
             step = self.checkpoints.wait() if wait else self.checkpoints.poll()
             if step is not None:
-                self.failed_saves = 0
-                self._export(step)
+                self._saved(step)
         except SaveError as error:
             self._failed(error, final=False)
 
-    def _export(self, step: int) -> None:
-        """Start the export that is due with a checkpoint, in a process of its own; its failure is told, no more."""
-        if self.rank != 0 or step != self._to_export:
-            return
-        self._to_export = None
-        self.exported()
-        command = [sys.executable, "-m", "training.cli", "export", str(self.run), "--step", str(step)]
-        command += ["--samples"] if self.config.checkpoint.export_samples else []
-        self.checkpoints.held = step
-        self._exporting = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-        )
-
-    def exported(self) -> None:
-        """Wait for the export under way."""
-        if self._exporting is not None and self._exporting.wait():
-            log(f"warning: an export failed; see {self.run / 'logs' / 'rank-0.log'}")
-        self._exporting = self.checkpoints.held = None
+    def _saved(self, step: int) -> None:
+        """The checkpoint of `step` is whole; the export that is due with it begins."""
+        self.failed_saves = 0
+        if step == self._to_export:
+            self._to_export = None
+            if self.rank == 0:
+                self.exports.due(step)
 
     def _failed(self, error: SaveError, final: bool) -> None:
+        """Tell a save that failed: nothing of its step is on disk, so whoever saves next must write, and export what was due."""
         self.failed_saves += 1
         if final or self.failed_saves > 1:
             raise error
+        self.saved_step = -1
+        self._export_missed, self._to_export = self._to_export is not None, None
         self.log(f"warning: {error}; training goes on, the next checkpoint is due as set")
 
     def stop(self) -> bool:
