@@ -144,6 +144,8 @@ def summary(out: Path, rows: Sequence[dict[str, Any]]) -> str:
         if row["base_value"] is not None:
             p_value = "" if row["p_value"] is None else f", p = {row['p_value']:.2g}"
             text += f"  {100 * (row['value'] - row['base_value']):+.2f} to the base{p_value}"
+        if row.get("sandbox") == "none":
+            text += "  UNSAFE: without a sandbox"
         lines.append(text)
     if (out / "variants.json").is_file():
         for line in read_json(out / "variants.json"):

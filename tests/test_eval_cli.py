@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from eval_models import write_about
 
 from eval import cli, models_found
 from eval.config import EvalConfig
@@ -34,13 +35,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[EvalConfig, bool]]:
     return found
 
 
-def model_folder(folder: Path, **about: Any) -> Path:
+def model_folder(folder: Path, **about: int) -> Path:
     """Looks like a Hugging Face folder from outside."""
     folder.mkdir(parents=True)
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (folder / name).write_text("{}")
     if about:
-        (folder / "ziya.json").write_text(json.dumps(about))
+        write_about(folder, **about)
     return folder
 
 
@@ -189,8 +190,14 @@ def test_a_run_without_exports_names_the_command(tmp_path: Path) -> None:
 def test_a_damaged_export_is_named(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run", [], [5])
     (run / "exports" / "step-5" / "ziya.json").write_text('{"step": 5, "stage": 1}')
-    with pytest.raises(UserError, match=r"step-5/ziya.json has no whole number as tokens"):
-        models_found.find(str(run), None)
+    for model in (run, run / "exports" / "step-5"):
+        with pytest.raises(UserError, match=r"step-5/ziya.json does not tell of an export: tokens \(Field required\)"):
+            models_found.find(str(model), None)
+    about = {"version": 1, "step": 5, "stage": 1, "tokens": 50, "averaged_steps": [5], "dtype": "fp32", "architecture": {}}
+    for changed, told in (({"step": -5}, "step"), ({"tokens": True}, "tokens"), ({"averaged_steps": [4]}, "end with step 5")):
+        (run / "exports" / "step-5" / "ziya.json").write_text(json.dumps(about | changed))
+        with pytest.raises(UserError, match=told):
+            models_found.find(str(run), None)
 
 
 def test_an_export_alone_knows_its_place(tmp_path: Path) -> None:

@@ -141,12 +141,16 @@ def test_what_is_not_a_result_is_refused_in_one_line(tmp_path: Path) -> None:
         collect.collect(tmp_path)
 
 
-def test_a_large_run_shows_a_part_and_says_so() -> None:
+def test_a_large_run_shows_a_part_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = {"ceval": 900, "math": 100}
     lines = {task: [{"sample_hash": f"{task}{n}", "correct": 1} for n in range(count)] for task, count in counts.items()}
-    items, total = samples.build({"m": lines}, ["m"], limit=100)
+    monkeypatch.setattr(samples, "ITEMS", 100)
+    chosen, total = samples.choose({"m": lines}, ["m"])
     assert total == 1000
-    assert [item["t"] for item in items] == ["ceval"] * 90 + ["math"] * 10
+    assert [task for task, _ in chosen] == ["ceval"] * 90 + ["math"] * 10
+    monkeypatch.setattr(samples, "ANSWERS", 100)
+    chosen, total = samples.choose({"m": lines, "n": lines}, ["m", "n"])
+    assert total == 1000 and len(chosen) == 50 and all(one is other for _, (one, other) in chosen)
 
 
 def test_answers_are_told_in_words() -> None:
@@ -157,8 +161,6 @@ def test_answers_are_told_in_words() -> None:
     assert samples.question({"doc": {}, "arguments": {"gen_args_0": {"arg_0": "the prompt", "arg_1": {}}}}) == "the prompt"
     choices = {"Question": "选", "choices": ["甲", "乙"]}
     assert samples.question({"doc": choices}) == "选\nA. 甲\nB. 乙"
-    kept = samples.slim({"doc": choices, "correct": 1, "sample_hash": "h", "arguments": {"arg_0": "x" * 9999}}, {})
-    assert len(json.dumps(kept)) < 300 and kept["asked"] == "选"
     assert samples.question({"arguments": [["the prompt", " A"]]}) == "the prompt"
 
 

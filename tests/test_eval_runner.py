@@ -22,12 +22,13 @@ from eval_models import (
     prefix_model,
     request,
     scores,
+    write_about,
     write_benchmarks,
     write_model,
 )
 from small_tokenizers import CHINESE, ENGLISH
 
-from eval import ask, runner, workers
+from eval import ask, output, runner, workers
 from eval.tasks import Subject
 from ziya.errors import UserError
 
@@ -210,7 +211,7 @@ def test_a_run_s_exports_are_its_checkpoints(world: tuple[Path, Path], tmp_path:
     for step, name in ((5, "first"), (20, "second")):
         folder = run / "exports" / f"step-{step}"
         shutil.copytree(world[0] / name, folder)
-        (folder / "ziya.json").write_text(json.dumps({"step": step, "stage": 1 + step // 10, "tokens": 1000 * step}))
+        write_about(folder, step, 1 + step // 10, 1000 * step)
     for step in (5, 10, 20):
         (run / "checkpoints" / f"step-{step}").mkdir(parents=True)
     (run / "exports" / "step-30.tmp").mkdir()
@@ -292,7 +293,7 @@ def test_protocol_lm_eval_equals_the_harness_on_real_items(
 
 def test_a_folder_in_use_is_refused(world: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with runner.claimed(out), pytest.raises(UserError, match="in use by another ziya-eval run"):
+    with output.claimed(out), pytest.raises(UserError, match="in use by another ziya-eval run"):
         runner.run(config(world[0] / "first", world[1], out))
 
 
@@ -303,7 +304,7 @@ def test_waiting_takes_what_comes(world: tuple[Path, Path], tmp_path: Path, monk
     def export(step: int) -> None:
         folder = run / "exports" / f"step-{step}"
         shutil.copytree(world[0] / "first", folder)
-        (folder / "ziya.json").write_text(json.dumps({"step": step, "stage": 1, "tokens": step}))
+        write_about(folder, step)
 
     export(1)
     coming = [2, 3]
