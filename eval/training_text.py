@@ -6,7 +6,6 @@ pieces of one id, which are joined again.
 
 from __future__ import annotations
 
-import gzip
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eval import text_files
 from ziya.errors import UserError
 from ziya.ngrams import I64, U8, utf8
 from ziya.pack_files import kept_tokenizer, piece_batches, read_manifest, tokenizer_fingerprint
@@ -68,8 +67,8 @@ def _parquet(path: Path) -> Iterator[Batch]:
             columns = ["text", "id"] if "id" in names else ["text"]
             for group in range(file.num_row_groups):
                 yield _of_table(file.read_row_group(group, columns=columns), f"{path.name}, row group {group}")
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not a Parquet file ({error}): restore it") from error
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is not a whole Parquet file with texts ({text_files.brief(error)}): restore it") from error
 
 
 def _of_table(table: pa.Table, where: str) -> Batch:
@@ -87,30 +86,23 @@ def _of_table(table: pa.Table, where: str) -> Batch:
 
 def _lines(path: Path) -> Iterator[Batch]:
     """JSONL a document a line; a .json or plain text file is one document."""
-    opened = gzip.open if path.suffix == ".gz" else open
     plain = path.name.removesuffix(".gz")
-    try:
-        with opened(path, "rb") as file:
-            if not plain.endswith(".jsonl"):
-                content = file.read()
-                text = json_text(orjson.loads(content)) if plain.endswith(".json") else content.decode(errors="replace")
-                yield _batch([(path.name, text)])
-                return
-            pending: list[tuple[str, str]] = []
-            size = 0
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                value = orjson.loads(line)
-                name = value.get("id") if isinstance(value, dict) else None
-                pending.append((str(name) if isinstance(name, (str, int)) else f"{path.name}:{number}", json_text(value)))
-                size += len(line)
-                if size >= BATCH_BYTES:
-                    yield _batch(pending)
-                    pending, size = [], 0
+    if not plain.endswith(".jsonl"):
+        content = text_files.content(path)
+        is_json = plain.endswith(".json")
+        text = json_text(text_files.json_value(content, str(path))) if is_json else content.decode(errors="replace")
+        yield _batch([(path.name, text)])
+        return
+    pending: list[tuple[str, str]] = []
+    size = 0
+    for number, value, length in text_files.json_lines(path):
+        name = value.get("id") if isinstance(value, dict) else None
+        pending.append((str(name) if isinstance(name, (str, int)) else f"{path.name}:{number}", json_text(value)))
+        size += length
+        if size >= BATCH_BYTES:
             yield _batch(pending)
-    except (orjson.JSONDecodeError, OSError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it or leave it out") from error
+            pending, size = [], 0
+    yield _batch(pending)
 
 
 def json_text(value: Any) -> str:
