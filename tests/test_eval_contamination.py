@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import gzip
 import json
 import random
@@ -17,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 import small_tokenizers
 
-from eval import contamination, training_text
+from eval import contamination, statistics, training_text
+from eval import tasks as eval_tasks
 from eval.tasks.items import items
 from ziya.errors import UserError
 from ziya.tokenizer import load_tokenizer
@@ -170,8 +172,8 @@ def test_scores_without_flagged_items_stand_beside_the_others(data: Path, tmp_pa
     real = items("gsm8k", data)
     for model in ("base", "step-100"):
         lines = world["samples"][model]["gsm8k"]
-        for number, line in enumerate(lines):  # the first five by id, the others by their question
-            line["doc"] = {"id": real[number].id} if number < 5 else {"question": real[number].question}
+        for number, line in enumerate(lines):
+            line["doc"] = {"question": real[number].question}
         path = out / "samples" / model / "gsm8k.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     (tmp_path / "a.txt").write_text("\n".join(item.question for item in real[2:8]), encoding="utf-8")
@@ -184,6 +186,57 @@ def test_scores_without_flagged_items_stand_beside_the_others(data: Path, tmp_pa
     assert "## Contamination" in (out / "table.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("protocol", ["ziya2", "lm-eval"])
+def test_items_with_one_stem_are_told_apart_by_their_options(tmp_path: Path, protocol: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Five items of one stem a subject, the last with the first's options inside its stem; the first's text is in the training data."""
+    rng = random.Random(2)
+    data, out = tmp_path / "data", tmp_path / "out"
+    stems = {"mmlu": "Which of these is right?", "cmmlu": "下列说法中正确的是", "ceval": "下列说法中正确的是"}
+    subjects = {"mmlu": "anatomy", "cmmlu": "agronomy", "ceval": "law"}
+    seen = []
+    for task, stem in stems.items():
+        zh = task != "mmlu"
+        twins = [[stem, *(prose(rng, 12, zh) for _ in "ABCD"), "A"] for _ in range(4)]
+        inside = "\n".join([stem, *(f"{letter}. {option}" for letter, option in zip("ABCD", twins[0][1:5], strict=True))])
+        twins.append([inside, "甲", "乙", "丙", "丁", "A"])
+        twins[3][1:5] = twins[2][1:5][::-1]  # the third's options in another order
+        seen.append(inside)
+        header = {"mmlu": [], "cmmlu": [["", "Question", *"ABCD", "Answer"]], "ceval": [["id", "question", *"ABCD", "answer"]]}[task]
+        rows = [[*([str(n)] if zh else []), *row] for n, row in enumerate(twins)]
+        split = "val" if task == "ceval" else "test"
+        path = data / task / split / (f"{subjects[task]}.csv" if task == "cmmlu" else f"{subjects[task]}_{split}.csv")
+        path.parent.mkdir(parents=True)
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([*header, *rows])
+    samples: dict[str, dict[str, list[dict[str, Any]]]] = {"m": {}}
+    for one in eval_tasks.subjects(list(stems), protocol, data, shots=0, allow_missing=True, warn=lambda _: None):  # type: ignore[arg-type]
+        docs = next(iter(one.config["custom_dataset"]().values()))
+        samples["m"][one.task] = [
+            {"doc": dict(doc), "correct": float(n in (0, 4)), "sample_hash": f"{one.task} {n}", "task": one.task, "subject": one.name}
+            for n, doc in enumerate(docs)
+        ]
+        path = out / "samples" / "m" / f"{one.task}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in samples["m"][one.task]), encoding="utf-8")
+    models = [{"model": "m", "folder": "f", "step": None, "stage": None, "tokens": None, "is_base": False, "run": None}]
+    (out / "models.json").write_text(json.dumps(models))
+    (out / "results.json").write_text(json.dumps(statistics.summarise(samples, models, None, protocol, 1)))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in seen), encoding="utf-8")
+    run("--documents", tmp_path / "a.jsonl", "--data", data, "--tasks", ",".join(stems), "--output", out)
+    value = result(out)
+    # The fifth holds the first's text and eight units more; the others share with it fewer units than a 10-gram has.
+    flagged = {f"{task}/{name}/{'val' if task == 'ceval' else 'test'}/{n}" for task, name in subjects.items() for n in (0, 4)}
+    assert {entry["id"] for entry in value["flagged"]} == flagged
+    assert {row["task"]: (row["n"], row["value"], row["clean_n"], row["clean_value"]) for row in value["scores"]} == dict.fromkeys(
+        stems, (5, 0.4, 3, 0.0)
+    )
+    assert "no items of --data" not in capfd.readouterr().err
+    path = data / "mmlu" / "test" / "anatomy_test.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace(stems["mmlu"], "Which was it?"), encoding="utf-8")
+    run("--documents", tmp_path / "a.jsonl", "--data", data, "--tasks", "mmlu", "--output", out)
+    assert "mmlu m: 5 of 5 samples are no items of --data" in capfd.readouterr().err
+
+
 def test_mistakes_are_one_clear_line(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give --packs, --documents or both"):
         run("--data", data)
@@ -194,7 +247,7 @@ def test_mistakes_are_one_clear_line(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="threshold"):
         run("--data", data, "--documents", tmp_path, "--threshold", 80)
     (tmp_path / "bad.jsonl").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match=r"bad.jsonl cannot be read"):
+    with pytest.raises(UserError, match=r"bad\.jsonl, line 1: not valid JSON"):
         run("--data", data, "--tasks", "gsm8k", "--documents", tmp_path)
     pq.write_table(pa.table({"content": ["x"]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="no column text"):

@@ -70,7 +70,7 @@ def test_tied_parts_need_not_be_there_twice(tmp_path: Path) -> None:
     tied = write_model(tmp_path / "tied", tie_word_embeddings=True)
     assert "lm_head.weight" not in load_file(tied / "model.safetensors")
     load(tied)
-    with pytest.raises(UserError, match="lack 2 tensors .*lm_head.weight, model.embed_tokens.weight"):
+    with pytest.raises(UserError, match=r"lack 2 tensors .*lm_head\.weight, model\.embed_tokens"):
         load(changed(tied, tmp_path / "m", lambda w: w.pop("model.embed_tokens.weight")))
 
 

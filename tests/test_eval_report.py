@@ -158,7 +158,7 @@ def test_answers_are_told_in_words() -> None:
     choices = {"Question": "选", "choices": ["甲", "乙"]}
     assert samples.question({"doc": choices}) == "选\nA. 甲\nB. 乙"
     kept = samples.slim({"doc": choices, "correct": 1, "sample_hash": "h", "arguments": {"arg_0": "x" * 9999}}, {})
-    assert len(json.dumps(kept)) < 300 and kept["asked"] == "选"
+    assert len(json.dumps(kept)) < 300 and kept["item"] == samples.item_key("选\nA. 甲\nB. 乙")
     assert samples.question({"arguments": [["the prompt", " A"]]}) == "the prompt"
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval import statistics
+from ziya.files import digest
 
 ITEMS = 5000
 QUESTION_CHARS, ANSWER_CHARS = 1500, 400
@@ -30,6 +31,18 @@ def asked(doc: Mapping[str, Any]) -> str:
     return next((text for text in texts if isinstance(text, str) and text.strip()), "")
 
 
+def options(doc: Mapping[str, Any]) -> list[str]:
+    """The options of a harness document, "A. ..." each."""
+    choices = doc.get("choices")
+    found = dict(zip(LETTERS, choices, strict=False)) if isinstance(choices, list) else doc
+    return [f"{letter}. {found[letter]}" for letter in "ABCD" if isinstance(found.get(letter), str)]
+
+
+def item_key(text: str) -> str:
+    """What names an item by its whole text, question and all options, whatever fields its task keeps them in."""
+    return digest(" ".join(text.split()).encode(errors="surrogatepass"))
+
+
 def slim(line: Mapping[str, Any], texts: dict[str, str]) -> dict[str, Any]:
     """What statistics, page and contamination need of a line: its prompt may be ten thousand characters, and there are many.
 
@@ -38,7 +51,7 @@ def slim(line: Mapping[str, Any], texts: dict[str, str]) -> dict[str, Any]:
     given = line.get("doc")
     doc: Mapping[str, Any] = given if isinstance(given, dict) else {}
     kept = {name: line[name] for name in ("correct", "sample_hash", "subject", "category", "task") if name in line}
-    kept |= {"id": str(doc.get("id", "")), "asked": asked(doc), "q": cut(question(line), QUESTION_CHARS)}
+    kept |= {"item": item_key("\n".join([asked(doc), *options(doc)])), "q": cut(question(line), QUESTION_CHARS)}
     kept |= {"g": cut(_first(line.get("target")), ANSWER_CHARS), "said": cut(answer(line), ANSWER_CHARS)}
     return {name: texts.setdefault(value, value) if isinstance(value, str) else value for name, value in kept.items()}
 
@@ -49,10 +62,7 @@ def question(line: Mapping[str, Any]) -> str:
     if isinstance(doc, dict):
         text = asked(doc)
         if text:
-            choices = doc.get("choices")
-            found = dict(zip(LETTERS, choices, strict=False)) if isinstance(choices, list) else doc
-            options = [f"{letter}. {found[letter]}" for letter in "ABCD" if isinstance(found.get(letter), str)]
-            return "\n".join([text, *(option for option in options if option not in text)])
+            return "\n".join([text, *(option for option in options(doc) if option not in text)])
     arguments = line.get("arguments")
     while isinstance(arguments, (dict, list)) and arguments:
         arguments = next(iter(arguments.values())) if isinstance(arguments, dict) else arguments[0]
