@@ -61,12 +61,17 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--threshold {arguments.threshold} must lie above 0 and at most at 1")
     tasks = [task for task in arguments.tasks.split(",") if task]
     found = {task: items(task, arguments.data) for task in tasks}
+    sources = []  # both are made before either is searched, which may take hours
+    if arguments.documents:
+        sources.append(training_text.document_batches(arguments.documents))
+    if arguments.packs:
+        sources.append(training_text.pack_batches(arguments.packs, arguments.tokenizer))
     check = Check.of(found)
     started = time.process_time()
-    if arguments.documents:
-        check.search(training_text.document_batches(arguments.documents))
-    if arguments.packs:
-        check.search(training_text.pack_batches(arguments.packs, arguments.tokenizer))
+    for batches in sources:
+        check.search(batches)
+    if not check.bytes:
+        raise UserError("the training data holds no text at all: give documents with a field text, or packs with tokens")
     seconds = time.process_time() - started
     log(f"contamination: {check.documents:,} documents, {check.bytes / 1e6:,.1f} MB in {seconds:.1f} s of one core")
     value = check.result(arguments.threshold)
