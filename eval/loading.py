@@ -12,6 +12,7 @@ from eval.config import EvalConfig
 from eval.models_found import Found
 from ziya.errors import UserError
 from ziya.exports import TOKENIZER_FILES
+from ziya.progress import log
 
 
 def offline() -> None:
@@ -38,14 +39,26 @@ def process_count(config: EvalConfig) -> int:
 
 
 def tokenizer_folder(found: Found, config: EvalConfig) -> Path:
-    """Where the tokenizer lies: the setting, else the model's own folder; UserError when there is none."""
-    folder = Path(config.tokenizer or found.folder)
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES[:2]) and not (folder / "vocab.json").is_file():
+    """Where the tokenizer lies: the model's own folder, else the setting's; UserError when neither holds one."""
+    folder = Path(found.folder)
+    if holds_tokenizer(folder):
+        return folder
+    if config.tokenizer is None:
         raise UserError(
             f"{folder} holds no tokenizer (tokenizer.json or tokenizer.model): copy the base model's files there, "
             "or give tokenizer=FOLDER"
         )
-    return folder
+    if not holds_tokenizer(Path(config.tokenizer)):
+        raise UserError(
+            f"neither {folder} nor tokenizer={config.tokenizer} holds a tokenizer (tokenizer.json or tokenizer.model): give a "
+            "folder that does"
+        )
+    return Path(config.tokenizer)
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether a folder has the files of a tokenizer."""
+    return any((folder / name).is_file() for name in (*TOKENIZER_FILES[:2], "vocab.json"))
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -53,7 +66,13 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     with _told(f"the tokenizer of {folder} cannot be loaded"):
-        return AutoTokenizer.from_pretrained(folder)
+        found = AutoTokenizer.from_pretrained(folder)
+    if found.bos_token_id is None and found.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {folder} has neither a beginning-of-text nor an end-of-text token, and one must stand before a text: "
+            "name them in its tokenizer_config.json"
+        )
+    return found
 
 
 def load_settings(folder: Path) -> tuple[Any, set[int]]:
@@ -91,8 +110,12 @@ def load_forward(found: Found, config: EvalConfig, dtype: str, place: int = 0) -
 
     logging.disable_progress_bar()
     device = f"cuda:{place % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    with _told(f"the model in {found.folder} cannot be loaded"):
-        model = AutoModelForCausalLM.from_pretrained(found.folder, dtype=getattr(torch, dtype))
+    with _told(f"the model in {found.folder} cannot be loaded"), _without_tables():
+        # Sizes that differ are collected with the rest instead of raised: the error tells of a table that only a log shows.
+        model, told = AutoModelForCausalLM.from_pretrained(
+            found.folder, dtype=getattr(torch, dtype), output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    _check_whole(found.folder, told)
     broken = [name for name, tensor in model.named_parameters() if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise UserError(
@@ -107,6 +130,42 @@ def load_forward(found: Found, config: EvalConfig, dtype: str, place: int = 0) -
     return Forward(model, config.batch_tokens, share=config.share_prefixes)
 
 
+def _check_whole(folder: str, told: dict[str, Any]) -> None:
+    """Refuse weights that lack a part of the model: transformers fills it with random numbers. Tied parts do not count as lacking."""
+    missing, unused = sorted(told["missing_keys"]), sorted(told["unexpected_keys"])
+    sizes = sorted((name, list(here), list(wanted)) for name, here, wanted in told["mismatched_keys"])
+    if missing:
+        raise UserError(
+            f"{folder}: its weights lack {len(missing)} tensors that its config.json asks for ({_some(missing)}): copy the whole "
+            "model, or the config.json that belongs to these weights"
+        )
+    if sizes:
+        wrong = _some([f"{name} is {here}, not {wanted}" for name, here, wanted in sizes])
+        raise UserError(
+            f"{folder}: {len(sizes)} tensors have other shapes than its config.json asks for ({wrong}): copy the config.json that "
+            "belongs to these weights"
+        )
+    if unused:
+        log(f"{folder}: {len(unused)} tensors of its weights are not part of its model and are left out ({_some(unused)})")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+@contextlib.contextmanager
+def _without_tables() -> Iterator[None]:
+    """Without the table that transformers logs of a model's tensors: `_check_whole` says it in a line."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
 @contextlib.contextmanager
 def _told(what: str) -> Iterator[None]:
     from safetensors import SafetensorError
@@ -119,6 +178,7 @@ def _told(what: str) -> Iterator[None]:
 
 __all__ = [
     "dtype_name",
+    "holds_tokenizer",
     "limit_threads",
     "load_forward",
     "load_settings",

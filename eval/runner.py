@@ -10,6 +10,7 @@ OUT/results.json, table.md ...   eval/statistics.py, eval/report
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def _run(
     assert config.model is not None
     session = Session(config, out, wanted)
     for model in found:  # before hours of work
-        output.check_name(out, model, lambda folder=Path(model.folder): session.digests.weights(folder))
+        output.check_name(out, model, functools.partial(session.digests.weights, Path(model.folder)))
     for model in found:
         session.evaluate(model)
     rows = results.finish(out, config, session.documents) if found else []

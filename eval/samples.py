@@ -22,13 +22,14 @@ from ziya.files import atomic_path, digest
 if TYPE_CHECKING:
     from eval.tasks import Subject
 
-KEPT = ("correct", "sample_hash", "subject", "category", "scores", "id", "asked")
+KEPT = ("correct", "sample_hash", "subject", "category", "scores", "item")
+LETTERS = "ABCDEFGHIJ"
 
 
 class Line(Mapping[str, Any]):
     """What scores, tests and contamination need of a sample line; `place` is where the whole one begins in its file, in bytes.
 
-    `id` and `asked` are its item's id and question. Equal values are one object for all lines of a reading.
+    `item` names the item asked (`item_key`). Equal values are one object for all lines of a reading.
     """
 
     __slots__ = (*KEPT, "place")
@@ -104,6 +105,18 @@ def asked(doc: Mapping[str, Any]) -> str:
     return next((text for text in texts if isinstance(text, str) and text.strip()), "")
 
 
+def options(doc: Mapping[str, Any]) -> list[str]:
+    """The options of a harness document, "A. ..." each."""
+    choices = doc.get("choices")
+    found = dict(zip(LETTERS, choices, strict=False)) if isinstance(choices, list) else doc
+    return [f"{letter}. {found[letter]}" for letter in "ABCD" if isinstance(found.get(letter), str)]
+
+
+def item_key(text: str) -> str:
+    """What names an item by its whole text, question and all options, whatever fields its task keeps them in."""
+    return digest(" ".join(text.split()).encode(errors="surrogatepass"))
+
+
 def read_all(folder: Path) -> Lines:
     """All lines of `folder/<model>/<task>.jsonl`; UserError names a broken one."""
     found: Lines = {}
@@ -128,7 +141,7 @@ def read(path: Path, shared: dict[Any, Any]) -> Iterator[Line]:
             scores = line.get("scores") or {}
             values = (
                 float(line["correct"]), str(line["sample_hash"]), line.get("subject"), line.get("category"),
-                shared.setdefault(tuple(scores.items()), scores), str(doc.get("id", "")), asked(doc),
+                shared.setdefault(tuple(scores.items()), scores), item_key("\n".join([asked(doc), *options(doc)])),
             )  # fmt: skip
             yield Line([value if isinstance(value, dict) else shared.setdefault(value, value) for value in values], begin)
 
@@ -152,4 +165,4 @@ def whole(path: Path, places: Sequence[int]) -> Iterator[dict[str, Any]]:
             yield _parsed(file.readline(), f"{path}, byte {place}")
 
 
-__all__ = ["Line", "Lines", "asked", "lines", "read", "read_all", "whole", "write"]
+__all__ = ["Line", "Lines", "asked", "item_key", "lines", "options", "read", "read_all", "whole", "write"]

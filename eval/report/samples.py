@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval import statistics
-from eval.samples import Line, Lines, asked, whole
+from eval.samples import LETTERS, Line, Lines, asked, options, whole
 
 ITEMS, ANSWERS = 5000, 50_000  # of the page, at most
 QUESTION_CHARS, ANSWER_CHARS = 1500, 400
-LETTERS = "ABCDEFGHIJ"
 
 
 def cut(text: str, limit: int) -> str:
@@ -30,10 +29,7 @@ def question(line: Mapping[str, Any]) -> str:
     if isinstance(doc, dict):
         text = asked(doc)
         if text:
-            choices = doc.get("choices")
-            found = dict(zip(LETTERS, choices, strict=False)) if isinstance(choices, list) else doc
-            options = [f"{letter}. {found[letter]}" for letter in "ABCD" if isinstance(found.get(letter), str)]
-            return "\n".join([text, *(option for option in options if option not in text)])
+            return "\n".join([text, *(option for option in options(doc) if option not in text)])
     arguments = line.get("arguments")
     while isinstance(arguments, (dict, list)) and arguments:
         arguments = next(iter(arguments.values())) if isinstance(arguments, dict) else arguments[0]
