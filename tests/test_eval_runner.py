@@ -297,31 +297,6 @@ def test_a_folder_in_use_is_refused(world: tuple[Path, Path], tmp_path: Path) ->
         runner.run(config(world[0] / "first", world[1], out))
 
 
-def test_waiting_takes_what_comes(world: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two exports appear while the run waits; the wait begins again after each, and ends."""
-    run, out = tmp_path / "run", tmp_path / "out"
-
-    def export(step: int) -> None:
-        folder = run / "exports" / f"step-{step}"
-        shutil.copytree(world[0] / "first", folder)
-        write_about(folder, step)
-
-    export(1)
-    coming = [2, 3]
-    clock = [0.0]
-
-    def sleep(seconds: float) -> None:
-        clock[0] += seconds
-        if coming and clock[0] > 10 * (3 - len(coming)):
-            export(coming.pop(0))
-
-    monkeypatch.setattr(runner.time, "sleep", sleep)
-    monkeypatch.setattr(runner.time, "monotonic", lambda: clock[0])
-    rows = runner.run(config(run, world[1], out, tasks=["cmmlu"], limit=1, wait_s=12.0))
-    assert [row["step"] for row in rows] == [1, 2, 3] and not coming
-    assert clock[0] < 60
-
-
 def test_work_is_cut_and_dealt_evenly(world: tuple[Path, Path], tmp_path: Path) -> None:
     settings = config(world[0] / "first", world[1], tmp_path)
     wanted = {(task, 0): ask.subjects_of(task, settings) for task in ("mmlu", "cmmlu", "gsm8k")}
