@@ -12,6 +12,7 @@ from eval.config import EvalConfig
 from eval.models_found import Found
 from ziya.errors import UserError
 from ziya.exports import TOKENIZER_FILES
+from ziya.files import read_json
 from ziya.progress import log
 
 
@@ -86,6 +87,33 @@ def load_settings(folder: Path) -> tuple[Any, set[int]]:
         with _told(f"{folder / 'generation_config.json'} cannot be used"):
             ends = GenerationConfig.from_pretrained(folder).eos_token_id
     return config, set(ends) if isinstance(ends, list) else {ends} - {None}
+
+
+# Settings of generation_config.json that change greedy texts, with the values that change nothing.
+PENALTIES = {
+    "repetition_penalty": (None, 1), "no_repeat_ngram_size": (None, 0), "min_length": (None, 0), "min_new_tokens": (None, 0),
+    "bad_words_ids": (None, []), "suppress_tokens": (None, []), "begin_suppress_tokens": (None, []), "sequence_bias": (None, {}, []),
+    "forced_bos_token_id": (None,), "forced_eos_token_id": (None,), "exponential_decay_length_penalty": (None,),
+}  # fmt: skip
+
+
+def notices(folder: Path, tokenizer_folder: Path, tokenizer: Any) -> list[str]:
+    """One line for each thing in which a model is asked otherwise than its makers may have meant."""
+    found = []
+    config = tokenizer_folder / "tokenizer_config.json"
+    decided = (tokenizer_folder / "tokenizer.json").is_file() or (config.is_file() and "add_bos_token" in read_json(config))
+    bos = tokenizer.bos_token_id
+    if not decided and bos is not None and bos not in tokenizer.encode("A")[:1]:
+        found.append(
+            f"{tokenizer_folder} holds tokenizer.model alone, so prompts begin without the BOS token that LLaMA models are trained "
+            "with: copy the base model's tokenizer.json and tokenizer_config.json there"
+        )
+    path = folder / "generation_config.json"
+    settings = read_json(path) if path.is_file() else {}
+    ignored = [f"{name} = {settings[name]}" for name, plain in PENALTIES.items() if settings.get(name) not in plain]
+    if ignored:
+        found.append(f"{path}: {', '.join(ignored)} not applied: answers are the plain greedy ones, as in the harness")
+    return found
 
 
 def dtype_name(config: EvalConfig, folder: Path) -> str:
@@ -183,6 +211,7 @@ __all__ = [
     "load_forward",
     "load_settings",
     "load_tokenizer",
+    "notices",
     "offline",
     "process_count",
     "tokenizer_folder",

@@ -38,8 +38,8 @@ def claimed(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / LOCK).open("w")
     except (FileExistsError, NotADirectoryError) as error:
-        file = next(path for path in (*reversed(out.parents), out) if path.exists() and not path.is_dir())
-        raise UserError(f"--output {out}: {file} is a file: give a folder") from error
+        wrong = next(path for path in (*reversed(out.parents), out) if path.exists() and not path.is_dir())
+        raise UserError(f"--output {out}: {wrong} is a file: give a folder") from error
     except OSError as error:
         raise UserError(f"--output {out} cannot be written ({error.strerror}): give another folder") from error
     with lock as file:

@@ -142,6 +142,8 @@ class Session:
         loading.limit_threads(config, 1)
         versions = {one.config["task"]: one.version for _, _, subjects, _, _ in pending for one in subjects}
         model = ask.open_model(found, config, identity, versions)
+        for text in loading.notices(folder, tokenizer, model.tokenizer):
+            log(f"{found.name}: {text}")
         from eval.tasks.letters import check_letters
 
         with ask.quiet():

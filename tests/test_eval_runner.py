@@ -297,6 +297,31 @@ def test_a_folder_in_use_is_refused(world: tuple[Path, Path], tmp_path: Path) ->
         runner.run(config(world[0] / "first", world[1], out))
 
 
+def test_what_is_asked_otherwise_is_told(world: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A folder with tokenizer.model alone gets no BOS token; penalties of generation_config.json are not applied."""
+    model, settings = tmp_path / "model", config(tmp_path / "model", world[1], tmp_path / "out", tasks=["cmmlu"], limit=1)
+    (tmp_path / "tokenizer").mkdir()
+    shutil.copy(ROOT / "scripts" / "demo" / "models" / "tokenizer.model", tmp_path / "tokenizer")
+    write_model(model, tokenizer=tmp_path / "tokenizer", max_position_embeddings=2048)
+    told = "begin without the BOS token"
+    runner.run(settings)
+    assert told not in capfd.readouterr().err, "transformers wrote tokenizer.json, which decides"
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (model / name).unlink(missing_ok=True)
+    shutil.copy(tmp_path / "tokenizer" / "tokenizer.model", model)
+    generation = json.loads((model / "generation_config.json").read_text())
+    generation |= {"repetition_penalty": 1.2, "no_repeat_ngram_size": 0, "temperature": 0.7, "do_sample": True}
+    (model / "generation_config.json").write_text(json.dumps(generation))
+    runner.run(settings)
+    lines = capfd.readouterr().err.splitlines()
+    assert [line for line in lines if told in line and line.startswith("model: ")]
+    assert [line for line in lines if "repetition_penalty = 1.2 not applied" in line] and "no_repeat_ngram_size" not in "".join(lines)
+    (model / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False, "tokenizer_class": "LlamaTokenizer"}))
+    (model / "generation_config.json").unlink()
+    runner.run(settings)
+    assert told not in (said := capfd.readouterr().err) and "not applied" not in said
+
+
 def test_work_is_cut_and_dealt_evenly(world: tuple[Path, Path], tmp_path: Path) -> None:
     settings = config(world[0] / "first", world[1], tmp_path)
     wanted = {(task, 0): ask.subjects_of(task, settings) for task in ("mmlu", "cmmlu", "gsm8k")}
