@@ -59,6 +59,8 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError("nothing to search: give --packs, --documents or both")
     if not 0 < arguments.threshold <= 1:
         raise UserError(f"--threshold {arguments.threshold} must lie above 0 and at most at 1")
+    if arguments.output is not None and arguments.output.exists() and not arguments.output.is_dir():
+        raise UserError(f"--output {arguments.output} is a file: give a folder")
     tasks = [task for task in arguments.tasks.split(",") if task]
     found = {task: items(task, arguments.data) for task in tasks}
     sources = []  # both are made before either is searched, which may take hours

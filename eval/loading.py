@@ -97,9 +97,13 @@ PENALTIES = {
 }  # fmt: skip
 
 
-def notices(folder: Path, tokenizer_folder: Path, tokenizer: Any) -> list[str]:
+def notices(
+    folder: Path, tokenizer_folder: Path, tokenizer: Any, max_length: int | None = None, own_length: int | None = None
+) -> list[str]:
     """One line for each thing in which a model is asked otherwise than its makers may have meant."""
     found = []
+    if max_length is not None and own_length is not None and max_length > own_length:
+        found.append(f"max_length={max_length} is more than the {own_length} tokens that the model was made for")
     config = tokenizer_folder / "tokenizer_config.json"
     decided = (tokenizer_folder / "tokenizer.json").is_file() or (config.is_file() and "add_bos_token" in read_json(config))
     bos = tokenizer.bos_token_id

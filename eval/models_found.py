@@ -112,6 +112,8 @@ def not_exported(run: Path) -> list[int]:
 def _one(model: str, allow_hub: bool) -> Found:
     path = Path(model)
     if path.is_dir():
+        if path.name in ("exports", "checkpoints") and any(path.glob("step-*")):
+            raise UserError(f"{path} lies inside a ziya run: give the run itself, {path.parent}")
         weights_files(path)
         if not (path / "config.json").is_file():
             raise UserError(

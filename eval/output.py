@@ -67,9 +67,10 @@ def open_output(out: Path, config: EvalConfig, restart: bool) -> None:
         discard_all(out)
     else:
         differing = changes(former, fixed)
-        if differing:
+        if differing and any(next((out / name).rglob("*.json"), None) for name in FOLDERS):  # else nothing was scored yet
             raise UserError(
-                f"{out} holds scores of other settings ({'; '.join(differing)}): give another --output, or --restart to discard them"
+                f"{out} holds scores of other settings ({'; '.join(differing)}): give the former ones, another --output, or "
+                "--restart to discard the scores"
             )
     remove_temporaries(out)
     write_json(out / ABOUT, {"settings": fixed})
@@ -102,7 +103,7 @@ def models(out: Path) -> list[dict[str, Any]]:
 def check_name(out: Path, found: Found, weights: Callable[[], str]) -> None:
     """Refuse a model whose name stands in OUT for another one; `weights` gives the digest of its weights."""
     for line in models(out):
-        if line["model"] != found.name or _place(line["folder"]) == _place(found.folder):
+        if line["model"] != found.name or _place(line["folder"]) == _place(found.folder) or not _kept(out, found.name):
             continue
         if line.get("weights") != weights():
             raise UserError(

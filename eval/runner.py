@@ -140,12 +140,15 @@ class Session:
             log(f"{found.name}: all {len(self.wanted)} tasks are finished")
             return
         loading.limit_threads(config, 1)
+        with ask.quiet():
+            from eval.model import context_length
+            from eval.tasks.letters import check_letters
+
         versions = {one.config["task"]: one.version for _, _, subjects, _, _ in pending for one in subjects}
         model = ask.open_model(found, config, identity, versions)
-        for text in loading.notices(folder, tokenizer, model.tokenizer):
+        own = context_length(model.config, model.tokenizer)
+        for text in loading.notices(folder, tokenizer, model.tokenizer, config.max_length, own):
             log(f"{found.name}: {text}")
-        from eval.tasks.letters import check_letters
-
         with ask.quiet():
             for subject in (one for _, _, subjects, _, _ in pending for one in subjects if one.letters):
                 check_letters(subject, model.tok_encode)

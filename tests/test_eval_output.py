@@ -163,6 +163,18 @@ def test_a_file_or_a_closed_folder_as_output(world: tuple[Path, Path], tmp_path:
             runner.run(config(world[0] / "first", world[1], out))
 
 
+def test_a_run_that_scored_nothing_binds_nothing(world: tuple[Path, Path], tmp_path: Path) -> None:
+    """A mistake in the first call must not make the second one, with other settings, a mistake too."""
+    out, broken = tmp_path / "out", tmp_path / "first"
+    shutil.copytree(world[0] / "first", broken)
+    (broken / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        runner.run(config(broken, world[1], out, tasks=["cmmlu"], limit=1))
+    assert runner.run(config(world[0] / "first", world[1], out, tasks=["cmmlu"], limit=2))
+    with pytest.raises(UserError, match=r"limit: 2 -> 1.*the former ones, another --output, or --restart"):
+        runner.run(config(world[0] / "first", world[1], out, tasks=["cmmlu"], limit=1))
+
+
 @pytest.fixture
 def box(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Why there is no sandbox: "" in the list where there is one."""

@@ -299,13 +299,16 @@ def test_a_folder_in_use_is_refused(world: tuple[Path, Path], tmp_path: Path) ->
 
 def test_what_is_asked_otherwise_is_told(world: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A folder with tokenizer.model alone gets no BOS token; penalties of generation_config.json are not applied."""
-    model, settings = tmp_path / "model", config(tmp_path / "model", world[1], tmp_path / "out", tasks=["cmmlu"], limit=1)
+    model = tmp_path / "model"
+    settings = config(model, world[1], tmp_path / "out", tasks=["cmmlu"], limit=1, max_length=4096)
     (tmp_path / "tokenizer").mkdir()
     shutil.copy(ROOT / "scripts" / "demo" / "models" / "tokenizer.model", tmp_path / "tokenizer")
     write_model(model, tokenizer=tmp_path / "tokenizer", max_position_embeddings=2048)
     told = "begin without the BOS token"
     runner.run(settings)
-    assert told not in capfd.readouterr().err, "transformers wrote tokenizer.json, which decides"
+    said = capfd.readouterr().err
+    assert told not in said, "transformers wrote tokenizer.json, which decides"
+    assert "model: max_length=4096 is more than the 2048 tokens that the model was made for" in said
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         (model / name).unlink(missing_ok=True)
     shutil.copy(tmp_path / "tokenizer" / "tokenizer.model", model)
