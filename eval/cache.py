@@ -20,7 +20,7 @@ from ziya.errors import UserError
 from ziya.exports import TOKENIZER_FILES
 from ziya.files import digest, file_digest, json_bytes, write_bytes, write_json
 
-ENGINE = 1  # raised when the same request may get another answer: rows, truncation, stop strings
+ENGINE = 2  # raised when the same request may get another answer: rows, truncation, stop strings, which tokens are scored
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 REMEMBERED = 1 << 20  # bytes; smaller files are read again
 SETTINGS = ("config.json", "generation_config.json")

@@ -97,7 +97,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     run.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights (auto)")
     run.add_argument("--batch-tokens", type=int, metavar="N", help="tokens of a batch (16384)")
     run.add_argument("--processes", type=int, metavar="N", help="processes with the whole model each (one per GPU)")
-    run.add_argument("--restart", action="store_true", help="discard the scores in --output first; stored answers stay")
+    run.add_argument("--restart", action="store_true", help="discard all that former runs left in --output but the stored answers")
 
     report = commands.add_parser("report", help=COMMANDS["report"], allow_abbrev=False)
     report.add_argument("out", type=Path, metavar="OUT", help="output folder of a run")
@@ -144,6 +144,8 @@ def summary(out: Path, rows: Sequence[dict[str, Any]]) -> str:
         if row["base_value"] is not None:
             p_value = "" if row["p_value"] is None else f", p = {row['p_value']:.2g}"
             text += f"  {100 * (row['value'] - row['base_value']):+.2f} to the base{p_value}"
+        if row.get("sandbox") == "none":
+            text += "  UNSAFE: without a sandbox"
         lines.append(text)
     if (out / "variants.json").is_file():
         for line in read_json(out / "variants.json"):
@@ -181,7 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.model, args.overrides = (others[0] if others and not others[0].startswith("-") else None), loose
             rest = others[1:] if args.model is not None else others
         if rest:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            hint = "" if rest[0].startswith("-") else " (one model or run a call; settings are key=value)"
+            parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
         table: dict[str, Callable[[argparse.Namespace], int]] = {"run": _run, "report": _report}
         try:
             if name in OTHERS:

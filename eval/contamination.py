@@ -20,6 +20,7 @@ import numpy as np
 
 from eval import report, statistics, training_text
 from eval.report.collect import read_samples, title
+from eval.samples import item_key
 from eval.tasks.items import Item, items
 from eval.training_text import Batch
 from ziya import ngrams
@@ -58,14 +59,21 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError("nothing to search: give --packs, --documents or both")
     if not 0 < arguments.threshold <= 1:
         raise UserError(f"--threshold {arguments.threshold} must lie above 0 and at most at 1")
+    if arguments.output is not None and arguments.output.exists() and not arguments.output.is_dir():
+        raise UserError(f"--output {arguments.output} is a file: give a folder")
     tasks = [task for task in arguments.tasks.split(",") if task]
     found = {task: items(task, arguments.data) for task in tasks}
+    sources = []  # both are made before either is searched, which may take hours
+    if arguments.documents:
+        sources.append(training_text.document_batches(arguments.documents))
+    if arguments.packs:
+        sources.append(training_text.pack_batches(arguments.packs, arguments.tokenizer))
     check = Check.of(found)
     started = time.process_time()
-    if arguments.documents:
-        check.search(training_text.document_batches(arguments.documents))
-    if arguments.packs:
-        check.search(training_text.pack_batches(arguments.packs, arguments.tokenizer))
+    for batches in sources:
+        check.search(batches)
+    if not check.bytes:
+        raise UserError("the training data holds no text at all: give documents with a field text, or packs with tokens")
     seconds = time.process_time() - started
     log(f"contamination: {check.documents:,} documents, {check.bytes / 1e6:,.1f} MB in {seconds:.1f} s of one core")
     value = check.result(arguments.threshold)
@@ -146,31 +154,31 @@ class Check:
 def scores(out: Path, value: dict[str, Any], found: dict[str, list[Item]]) -> list[dict[str, Any]]:
     """Scores of OUT's samples with and without flagged items: `{task, model, value, n, clean_value, clean_n, flagged}`.
 
-    A sample belongs to the item of its `doc`'s id, else of its question. Nothing without results in OUT.
+    A sample belongs to the item with its question and its options, under either protocol. Nothing without results in OUT.
     """
     if not (out / "results.json").is_file():
         return []
     rows = read_json(out / "results.json")
-    flagged = {entry["id"] for entry in value["flagged"]}
-    ids = {item.id for task in found.values() for item in task}
-    asked = {item.raw.get("question") or item.question: item.id for task in found.values() for item in task}
+    known = {task: {item_key(item.question) for item in own} for task, own in found.items()}
+    over = {entry["id"] for entry in value["flagged"]}
+    flagged = {task: {item_key(item.question) for item in own if item.id in over} for task, own in found.items()}
     samples = read_samples(out)
     result = []
     for row in rows:
         lines = samples.get(row["model"], {}).get(row["task"], [])
-        if statistics.benchmark(row["task"]) not in found or not lines:
+        task = statistics.benchmark(row["task"])
+        if task not in found or not lines:
             continue
-        clean = [line for line in lines if _item_of(line, ids, asked) not in flagged]
+        strange = sum(line["item"] not in known[task] for line in lines)
+        if strange:
+            log(f"{row['task']} {row['model']}: {strange} of {len(lines)} samples are no items of --data and count as not flagged")
+        clean = [line for line in lines if line["item"] not in flagged[task]]
         score = statistics.average(row["task"], clean, row["protocol"])
         result.append({
             "task": row["task"], "model": row["model"], "value": row["value"], "n": len(lines), "clean_value": score,
             "clean_n": len(clean), "flagged": len(lines) - len(clean),
         })  # fmt: skip
     return result
-
-
-def _item_of(line: dict[str, Any], ids: set[str], asked: dict[str, str]) -> str | None:
-    return str(line["id"]) if line["id"] in ids else asked.get(line["asked"])
 
 
 def told(value: dict[str, Any]) -> str:

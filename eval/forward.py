@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -98,6 +98,7 @@ class Forward:
         """
         found: dict[int, tuple[float, bool]] = {}
         tokens = [row.tokens for row in rows]
+        self._check_ids([*tokens, *(continuation for row in rows for _, continuation in row.continuations)])
         for group in self.groups(tokens, [row.first for row in rows]):
             prefix = self.prefix(tokens[group.rows[0]][: group.prefix])
             for batch in self.batches(
@@ -152,6 +153,7 @@ class Forward:
         done: Callable[[int], None] = lambda _: None,
     ) -> list[list[int]]:
         """The argmax continuation of every prompt, until `ends(tokens so far)` or `most` tokens."""
+        self._check_ids(prompts)
         found: list[list[int]] = [[] for _ in prompts]
         for group in self.groups(prompts, [len(prompt) - 1 for prompt in prompts]):
             prefix = self.prefix(prompts[group.rows[0]][: group.prefix])
@@ -243,6 +245,15 @@ class Forward:
             else:
                 found = self.model(input_ids=ids, **options).logits[:, keep]
         return found
+
+    def _check_ids(self, rows: Iterable[Sequence[int]]) -> None:
+        """Refuse tokens that the model does not know: on a GPU the library's own error names nothing."""
+        largest, known = max((max(row, default=0) for row in rows), default=0), self.model.get_input_embeddings().num_embeddings
+        if largest >= known:
+            raise UserError(
+                f"the tokenizer gives token {largest}, the model knows {known} tokens: it belongs to another model, copy the model's "
+                "own tokenizer files into its folder"
+            )
 
     def _padded(self, rows: list[list[int]]) -> torch.Tensor:
         """[rows, longest], padded on the right: a causal model never looks there, so any token will do."""

@@ -1,6 +1,6 @@
 """Bits per byte of held-out documents under every model of OUT: asked like a task, kept by the same keys.
 
-    OUT/perplexity/<model>.json   {key, documents (their digest), bits of each document}
+    OUT/perplexity/<model>.json   {key, identity of the model, documents (their digest), bits of each document}
     OUT/perplexity.json           the table of eval/perplexity.py over all models that met the same documents
 """
 
@@ -46,12 +46,15 @@ def is_finished(out: Path, name: str, wanted: str) -> bool:
     return path.is_file() and read_json(path).get("key") == wanted
 
 
-def ask(out: Path, name: str, model: PrefixLM, documents: Sequence[Document], wanted: str) -> None:
+def ask(
+    out: Path, name: str, model: PrefixLM, documents: Sequence[Document], wanted: str, identity: dict[str, Any]
+) -> None:
     """Measure and keep every document's bits under the model."""
     from eval.perplexity import harness_scorer, measure
 
     bits = measure(harness_scorer(model), documents)
-    write_json(out / "perplexity" / f"{name}.json", {"key": wanted, "documents": of(documents), "bits": bits})
+    record = {"key": wanted, "identity": identity, "documents": of(documents), "bits": bits}
+    write_json(out / "perplexity" / f"{name}.json", record)
 
 
 def write_table(out: Path, models: Sequence[dict[str, Any]], documents: Sequence[Document], seed: int) -> None:

@@ -12,6 +12,8 @@ from eval.config import EvalConfig
 from eval.models_found import Found
 from ziya.errors import UserError
 from ziya.exports import TOKENIZER_FILES
+from ziya.files import read_json
+from ziya.progress import log
 
 
 def offline() -> None:
@@ -38,14 +40,26 @@ def process_count(config: EvalConfig) -> int:
 
 
 def tokenizer_folder(found: Found, config: EvalConfig) -> Path:
-    """Where the tokenizer lies: the setting, else the model's own folder; UserError when there is none."""
-    folder = Path(config.tokenizer or found.folder)
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES[:2]) and not (folder / "vocab.json").is_file():
+    """Where the tokenizer lies: the model's own folder, else the setting's; UserError when neither holds one."""
+    folder = Path(found.folder)
+    if holds_tokenizer(folder):
+        return folder
+    if config.tokenizer is None:
         raise UserError(
             f"{folder} holds no tokenizer (tokenizer.json or tokenizer.model): copy the base model's files there, "
             "or give tokenizer=FOLDER"
         )
-    return folder
+    if not holds_tokenizer(Path(config.tokenizer)):
+        raise UserError(
+            f"neither {folder} nor tokenizer={config.tokenizer} holds a tokenizer (tokenizer.json or tokenizer.model): give a "
+            "folder that does"
+        )
+    return Path(config.tokenizer)
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether a folder has the files of a tokenizer."""
+    return any((folder / name).is_file() for name in (*TOKENIZER_FILES[:2], "vocab.json"))
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -53,7 +67,13 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     with _told(f"the tokenizer of {folder} cannot be loaded"):
-        return AutoTokenizer.from_pretrained(folder)
+        found = AutoTokenizer.from_pretrained(folder)
+    if found.bos_token_id is None and found.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {folder} has neither a beginning-of-text nor an end-of-text token, and one must stand before a text: "
+            "name them in its tokenizer_config.json"
+        )
+    return found
 
 
 def load_settings(folder: Path) -> tuple[Any, set[int]]:
@@ -67,6 +87,37 @@ def load_settings(folder: Path) -> tuple[Any, set[int]]:
         with _told(f"{folder / 'generation_config.json'} cannot be used"):
             ends = GenerationConfig.from_pretrained(folder).eos_token_id
     return config, set(ends) if isinstance(ends, list) else {ends} - {None}
+
+
+# Settings of generation_config.json that change greedy texts, with the values that change nothing.
+PENALTIES = {
+    "repetition_penalty": (None, 1), "no_repeat_ngram_size": (None, 0), "min_length": (None, 0), "min_new_tokens": (None, 0),
+    "bad_words_ids": (None, []), "suppress_tokens": (None, []), "begin_suppress_tokens": (None, []), "sequence_bias": (None, {}, []),
+    "forced_bos_token_id": (None,), "forced_eos_token_id": (None,), "exponential_decay_length_penalty": (None,),
+}  # fmt: skip
+
+
+def notices(
+    folder: Path, tokenizer_folder: Path, tokenizer: Any, max_length: int | None = None, own_length: int | None = None
+) -> list[str]:
+    """One line for each thing in which a model is asked otherwise than its makers may have meant."""
+    found = []
+    if max_length is not None and own_length is not None and max_length > own_length:
+        found.append(f"max_length={max_length} is more than the {own_length} tokens that the model was made for")
+    config = tokenizer_folder / "tokenizer_config.json"
+    decided = (tokenizer_folder / "tokenizer.json").is_file() or (config.is_file() and "add_bos_token" in read_json(config))
+    bos = tokenizer.bos_token_id
+    if not decided and bos is not None and bos not in tokenizer.encode("A")[:1]:
+        found.append(
+            f"{tokenizer_folder} holds tokenizer.model alone, so prompts begin without the BOS token that LLaMA models are trained "
+            "with: copy the base model's tokenizer.json and tokenizer_config.json there"
+        )
+    path = folder / "generation_config.json"
+    settings = read_json(path) if path.is_file() else {}
+    ignored = [f"{name} = {settings[name]}" for name, plain in PENALTIES.items() if settings.get(name) not in plain]
+    if ignored:
+        found.append(f"{path}: {', '.join(ignored)} not applied: answers are the plain greedy ones, as in the harness")
+    return found
 
 
 def dtype_name(config: EvalConfig, folder: Path) -> str:
@@ -91,8 +142,12 @@ def load_forward(found: Found, config: EvalConfig, dtype: str, place: int = 0) -
 
     logging.disable_progress_bar()
     device = f"cuda:{place % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    with _told(f"the model in {found.folder} cannot be loaded"):
-        model = AutoModelForCausalLM.from_pretrained(found.folder, dtype=getattr(torch, dtype))
+    with _told(f"the model in {found.folder} cannot be loaded"), _without_tables():
+        # Sizes that differ are collected with the rest instead of raised: the error tells of a table that only a log shows.
+        model, told = AutoModelForCausalLM.from_pretrained(
+            found.folder, dtype=getattr(torch, dtype), output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    _check_whole(found.folder, told)
     broken = [name for name, tensor in model.named_parameters() if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise UserError(
@@ -107,6 +162,42 @@ def load_forward(found: Found, config: EvalConfig, dtype: str, place: int = 0) -
     return Forward(model, config.batch_tokens, share=config.share_prefixes)
 
 
+def _check_whole(folder: str, told: dict[str, Any]) -> None:
+    """Refuse weights that lack a part of the model: transformers fills it with random numbers. Tied parts do not count as lacking."""
+    missing, unused = sorted(told["missing_keys"]), sorted(told["unexpected_keys"])
+    sizes = sorted((name, list(here), list(wanted)) for name, here, wanted in told["mismatched_keys"])
+    if missing:
+        raise UserError(
+            f"{folder}: its weights lack {len(missing)} tensors that its config.json asks for ({_some(missing)}): copy the whole "
+            "model, or the config.json that belongs to these weights"
+        )
+    if sizes:
+        wrong = _some([f"{name} is {here}, not {wanted}" for name, here, wanted in sizes])
+        raise UserError(
+            f"{folder}: {len(sizes)} tensors have other shapes than its config.json asks for ({wrong}): copy the config.json that "
+            "belongs to these weights"
+        )
+    if unused:
+        log(f"{folder}: {len(unused)} tensors of its weights are not part of its model and are left out ({_some(unused)})")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+@contextlib.contextmanager
+def _without_tables() -> Iterator[None]:
+    """Without the table that transformers logs of a model's tensors: `_check_whole` says it in a line."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
 @contextlib.contextmanager
 def _told(what: str) -> Iterator[None]:
     from safetensors import SafetensorError
@@ -119,10 +210,12 @@ def _told(what: str) -> Iterator[None]:
 
 __all__ = [
     "dtype_name",
+    "holds_tokenizer",
     "limit_threads",
     "load_forward",
     "load_settings",
     "load_tokenizer",
+    "notices",
     "offline",
     "process_count",
     "tokenizer_folder",

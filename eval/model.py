@@ -104,6 +104,13 @@ class PrefixLM(TemplateLM):  # type: ignore[misc]
     def _begins(self, string: str) -> bool:
         return string.startswith(self.tokenizer.decode(self.prefix_token_id))
 
+    def own_tokens(self, text: str) -> list[int]:
+        """The tokens of a text alone, to be scored behind the prefix token: one that the tokenizer adds is not among them."""
+        tokens = self.tok_encode(text, add_special_tokens=False)
+        # Some tokenizers put theirs in front whatever they are told; a text that spells it keeps its own.
+        added = tokens[:1] == [self.prefix_token_id] and not self._begins(text)
+        return tokens[1:] if added else tokens
+
     def encode_all(self, strings: Iterable[str]) -> None:
         """Encode many texts in one call and remember them until `forget`."""
         new = list(dict.fromkeys(string for string in strings if string not in self._encoded))
@@ -154,7 +161,7 @@ class PrefixLM(TemplateLM):  # type: ignore[misc]
         return [found[number] for number in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of whole texts, in windows of the model's length that each see all they can."""
+        """Log-probability of whole texts behind the prefix token, in disjoint windows of the model's length."""
         return self._by_subject(requests, "loglikelihood_rolling", self._rolling, float)
 
     def _rolling(self, requests: list[Any]) -> list[float]:
@@ -162,7 +169,7 @@ class PrefixLM(TemplateLM):  # type: ignore[misc]
         owners: list[int] = []
         for number, request in enumerate(requests):
             windows = get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0]),
+                token_list=self.own_tokens(request.args[0]),
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length,
                 context_len=1,

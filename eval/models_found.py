@@ -11,8 +11,7 @@ from typing import Any
 
 from eval.cache import weights_files
 from ziya.errors import UserError
-from ziya.exports import ABOUT, is_export
-from ziya.files import read_json
+from ziya.exports import ABOUT, is_export, read_export
 from ziya.progress import log
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -38,9 +37,17 @@ class Found:
 
 
 def find(
-    model: str, base: str | None, *, every: int = 1, allow_hub: bool = False, tell: Callable[[str], None] = log
+    model: str,
+    base: str | None,
+    *,
+    every: int = 1,
+    allow_hub: bool = False,
+    waiting: bool = False,
+    tell: Callable[[str], None] = log,
 ) -> list[Found]:
     """The base first, then the model or the run's exports by step. `every`: each n-th export, the last one always.
+
+    `waiting`: more exports are to come, so the last one is none yet, and a run without any is no mistake.
 
     UserError: neither folder nor hub id, no weights, no export (with the command that makes one). Checkpoints without an
     export are told, each with its command.
@@ -48,17 +55,10 @@ def find(
     path = Path(model)
     found: list[Found] = []
     if is_run(path):
-        found = exports(path, every)
-        missing = not_exported(path)
-        if not found:
-            if not missing:
-                raise UserError(
-                    f"{path} has neither exports nor checkpoints: train it first, or give a Hugging Face folder"
-                )
-            raise UserError(
-                f"{path} has no exported checkpoint: run {_export_command(path, missing[-1])}, then this again"
-            )
-        for step in missing:
+        found = exports(path, every, last=not waiting)
+        if not found and not waiting:
+            raise no_exports(path)
+        for step in not_exported(path):
             tell(
                 f"step {step} of {path} is not exported and is left out; to evaluate it: {_export_command(path, step)}"
             )
@@ -73,26 +73,34 @@ def find(
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a training run and not itself a model."""
-    inside = (path / "exports").is_dir() or (path / "checkpoints").is_dir()
+    """Whether a folder is a training run, however young, and not itself a model."""
+    inside = any((path / name).exists() for name in ("exports", "checkpoints", "metrics.jsonl", "lock"))
     return inside and not any(path.glob("*.safetensors"))
 
 
-def exports(run: Path, every: int = 1) -> list[Found]:
-    """The whole exports of a run by step; an export is whole when its `ziya.json`, written last, is there."""
+def no_exports(run: Path) -> UserError:
+    """What is told of a run without exports: the command that makes one."""
+    missing = not_exported(run)
+    if not missing:
+        return UserError(f"{run} has neither exports nor checkpoints: train it first, or give a Hugging Face folder")
+    return UserError(f"{run} has no exported checkpoint: run {_export_command(run, missing[-1])}, then this again")
+
+
+def exports(run: Path, every: int = 1, *, last: bool = True) -> list[Found]:
+    """Each n-th of a run's whole exports by step, and with `last` the last one whatever its number.
+
+    An export is whole when its `ziya.json`, written last, is there.
+    """
     found = []
     for folder in sorted((run / "exports").glob("step-*"), key=lambda path: _number(path.name)):
         if not _STEP.fullmatch(folder.name) or not is_export(folder):
             continue
-        about = read_json(folder / ABOUT)
+        about = read_export(folder)
         weights_files(folder)
-        for key in ("step", "stage", "tokens"):
-            if not isinstance(about, dict) or not isinstance(about.get(key), int):
-                raise UserError(f"{folder / ABOUT} has no whole number as {key}: export this step again")
         name = f"{_safe(run.resolve().name)}-{folder.name}"
-        found.append(Found(name, str(folder), about["step"], about["stage"], about["tokens"], run=str(run)))
+        found.append(Found(name, str(folder), about.step, about.stage, about.tokens, run=str(run)))
     chosen = found[every - 1 :: every]
-    return chosen if not found or found[-1] in chosen else [*chosen, found[-1]]
+    return [*chosen, *(one for one in found[-1:] if last and one not in chosen)]
 
 
 def not_exported(run: Path) -> list[int]:
@@ -104,13 +112,18 @@ def not_exported(run: Path) -> list[int]:
 def _one(model: str, allow_hub: bool) -> Found:
     path = Path(model)
     if path.is_dir():
+        if path.name in ("exports", "checkpoints") and any(path.glob("step-*")):
+            raise UserError(f"{path} lies inside a ziya run: give the run itself, {path.parent}")
         weights_files(path)
         if not (path / "config.json").is_file():
             raise UserError(
                 f"{path} holds no config.json: give a folder that save_pretrained or ziya-train export wrote"
             )
-        about = read_json(path / ABOUT) if is_export(path) else {}
-        return Found(_safe(path.resolve().name), str(path), about.get("step"), about.get("stage"), about.get("tokens"))
+        name = _safe(path.resolve().name)
+        if not is_export(path):
+            return Found(name, str(path))
+        about = read_export(path)
+        return Found(name, str(path), about.step, about.stage, about.tokens)
     if path.exists():
         raise UserError(f"{model} is a file: give the folder that holds config.json and the weights")
     if not _HUB_ID.fullmatch(model) or model.count("/") != 1:
@@ -152,4 +165,4 @@ def _free(name: str, taken: Sequence[Found]) -> str:
     return name
 
 
-__all__ = ["Found", "exports", "find", "is_run", "not_exported"]
+__all__ = ["Found", "exports", "find", "is_run", "no_exports", "not_exported"]

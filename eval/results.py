@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from eval import held_out, samples
 from eval.config import EvalConfig
 from ziya.files import read_json, write_json
+from ziya.progress import log
 
 if TYPE_CHECKING:
     from eval.perplexity import Document
@@ -19,24 +20,37 @@ def finish(out: Path, config: EvalConfig, documents: Sequence[Document] = ()) ->
     from eval import report
     from eval.statistics import summarise
 
-    models = [line for line in read_json(out / "models.json") if any((out / "samples" / line["model"]).glob("*.jsonl"))]
+    found = samples.read_all(out / "samples")
+    models = [line for line in read_json(out / "models.json") if found.get(line["model"])]
     base = next((line["model"] for line in models if line["is_base"]), None)
-    rows = summarise(read_all(out / "samples", models), models, base, config.protocol, config.seed)
+    rows = [
+        {**row, "sandbox": sandbox(out / "samples" / row["model"] / f"{row['task']}.json")}
+        for row in summarise(found, models, base, config.protocol, config.seed)
+    ]
     write_json(out / "results.json", rows)
     held_out.write_table(out, models, documents, config.seed)
     spread(out, config, models, rows)
-    report.write(out)
+    keep_contamination_true(out, rows)
+    report.write(out, found)
     return rows
 
 
-def read_all(folder: Path, models: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """model -> task -> lines with what scores need."""
-    return {
-        line["model"]: {
-            path.stem: list(samples.read(path, light=True)) for path in sorted((folder / line["model"]).glob("*.jsonl"))
-        }
-        for line in models
-    }
+def sandbox(record: Path) -> str | None:
+    """Where a task's generated programs ran, by its record: `bubblewrap`, `none` (--unsafe-code), None without programs."""
+    found = read_json(record).get("sandbox") if record.is_file() else None
+    return None if found is None else str(found)
+
+
+def keep_contamination_true(out: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Drop from contamination.json the scores of samples that were replaced since; the items it names stay."""
+    path = out / "contamination.json"
+    value = read_json(path) if path.is_file() else {}
+    there = {(row["model"], row["task"], row["value"], row["n"]) for row in rows}
+    before = value.get("scores", [])
+    true = [row for row in before if (row["model"], row["task"], row["value"], row["n"]) in there]
+    if len(true) < len(before):
+        log("scores without flagged items are out of date and left out: run `ziya-eval contamination` again")
+        write_json(path, {**value, "scores": true})
 
 
 def spread(
@@ -50,7 +64,7 @@ def spread(
         (path for path in (out / "variants").glob("*") if path.name.isdigit()), key=lambda path: int(path.name)
     )
     for folder in folders:
-        for row in summarise(read_all(folder, models), models, None, config.protocol, config.seed):
+        for row in summarise(samples.read_all(folder), models, None, config.protocol, config.seed):
             found.setdefault((row["model"], row["task"]), []).append(row["value"])
     lines = [
         {
@@ -62,4 +76,6 @@ def spread(
     ]  # fmt: skip
     if lines:
         write_json(out / "variants.json", lines)
+    else:
+        (out / "variants.json").unlink(missing_ok=True)
     return lines

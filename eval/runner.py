@@ -10,27 +10,23 @@ OUT/results.json, table.md ...   eval/statistics.py, eval/report
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import shutil
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval import ask, held_out, loading, models_found, results, samples, workers
+from eval import ask, held_out, loading, models_found, output, results, samples, workers
 from eval.cache import Digests, model_identity
 from eval.config import EvalConfig
 from eval.models_found import Found
-from ziya.config import MEASURING, changes, leaves, phase
 from ziya.errors import UserError
-from ziya.files import digest, file_digest, json_bytes, read_json, remove_temporaries, write_json
+from ziya.files import digest, file_digest, json_bytes, read_json, write_json
 from ziya.progress import Progress, log
 
 if TYPE_CHECKING:
     from eval.tasks import Subject
 
-LOCK = ".lock"
 POLL_S = 5.0  # between two looks for a new export
 
 
@@ -46,9 +42,11 @@ def run(config: EvalConfig, *, restart: bool = False) -> list[dict[str, Any]]:
         loading.offline()
     out = Path(config.output)
     wanted = wanted_subjects(config)
-    found = models_found.find(config.model, config.base, every=config.every, allow_hub=config.allow_hub)
-    with claimed(out):
-        open_output(out, config, restart)
+    found = models_found.find(
+        config.model, config.base, every=config.every, allow_hub=config.allow_hub, waiting=config.wait_s > 0
+    )
+    with output.claimed(out):
+        output.open_output(out, config, restart)
         return _run(config, out, wanted, found)
 
 
@@ -57,20 +55,42 @@ def _run(
 ) -> list[dict[str, Any]]:
     assert config.model is not None
     session = Session(config, out, wanted)
+    for model in found:  # before hours of work
+        output.check_name(out, model, functools.partial(session.digests.weights, Path(model.folder)))
     for model in found:
         session.evaluate(model)
-    rows = results.finish(out, config, session.documents)
-    deadline = time.monotonic() + config.wait_s
-    while config.wait_s and models_found.is_run(Path(config.model)):
-        new = [one for one in models_found.exports(Path(config.model), config.every) if one.name not in session.seen]
+    rows = results.finish(out, config, session.documents) if found else []
+    if config.wait_s and models_found.is_run(Path(config.model)):
+        return _wait(session, Path(config.model), rows)
+    return rows
+
+
+def _wait(session: Session, run: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Evaluate what the run exports from now on: each n-th; when no new export came for `wait_s` seconds, the last one, and end.
+
+    UserError: there was never one.
+    """
+    config = session.config
+    known: list[str] | None = None
+    deadline = 0.0
+    while True:
+        there = [one.name for one in models_found.exports(run)]
+        if there != known:
+            known, deadline = there, time.monotonic() + config.wait_s
+        ended = time.monotonic() >= deadline
+        if ended and not there:
+            raise models_found.no_exports(run)
+        chosen = models_found.exports(run, config.every, last=ended)
+        new = [one for one in chosen if one.name not in session.seen]
         for model in new:
             session.evaluate(model)
         if new:
-            rows, deadline = results.finish(out, config, session.documents), time.monotonic() + config.wait_s
-        elif time.monotonic() >= deadline:
-            break
+            rows = results.finish(session.out, config, session.documents)
+            if not ended:
+                deadline = time.monotonic() + config.wait_s
+        if ended and [one.name for one in models_found.exports(run)] == there:
+            return rows
         time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
-    return rows
 
 
 def wanted_subjects(config: EvalConfig) -> dict[tuple[str, int], list[Subject]]:
@@ -85,42 +105,6 @@ def wanted_subjects(config: EvalConfig) -> dict[tuple[str, int], list[Subject]]:
     if not found:
         raise UserError("no tasks: give --tasks, for example ceval,gsm8k")
     return found
-
-
-@contextlib.contextmanager
-def claimed(out: Path) -> Iterator[None]:
-    """Keep a second `ziya-eval run` out of the folder: each would rewrite the other's results."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"{out} is in use by another ziya-eval run: wait for it, or give another --output"
-            ) from error
-        yield
-
-
-def open_output(out: Path, config: EvalConfig, restart: bool) -> None:
-    """Claim OUT for the fixed settings, or refuse it."""
-    fixed = {name: value for name, field, value in leaves(config) if phase(field) == MEASURING}
-    about = out / "eval.json"
-    if restart:
-        for name in ("samples", "variants"):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in ("eval.json", "models.json", "results.json", "variants.json"):
-            (out / name).unlink(missing_ok=True)
-    if about.is_file():
-        former = read_json(about)
-        differing = changes(former.get("settings", {}), fixed)
-        if differing:
-            raise UserError(
-                f"{out} holds scores of other settings ({'; '.join(differing)}): give another --output, or --restart to discard them"
-            )
-    elif {path.name for path in out.iterdir()} - {LOCK, "cache"} and not (out / "cache").is_dir():
-        raise UserError(f"{out} holds other files: give an empty or new folder as --output")
-    remove_temporaries(out)
-    write_json(about, {"settings": fixed})
 
 
 class Session:
@@ -143,7 +127,8 @@ class Session:
         identity = model_identity(
             self.digests, folder, tokenizer, loading.dtype_name(config, folder), config.max_length
         )
-        register(self.out, found)
+        output.register(self.out, found, identity["weights"])
+        output.discard_stale(self.out, found.name, identity)
         pending = []
         for (task, variant), subjects in self.wanted.items():
             path, key = self._place(found, task, variant), self._key(identity, task, subjects)
@@ -155,10 +140,15 @@ class Session:
             log(f"{found.name}: all {len(self.wanted)} tasks are finished")
             return
         loading.limit_threads(config, 1)
+        with ask.quiet():
+            from eval.model import context_length
+            from eval.tasks.letters import check_letters
+
         versions = {one.config["task"]: one.version for _, _, subjects, _, _ in pending for one in subjects}
         model = ask.open_model(found, config, identity, versions)
-        from eval.tasks.letters import check_letters
-
+        own = context_length(model.config, model.tokenizer)
+        for text in loading.notices(folder, tokenizer, model.tokenizer, config.max_length, own):
+            log(f"{found.name}: {text}")
         with ask.quiet():
             for subject in (one for _, _, subjects, _, _ in pending for one in subjects if one.letters):
                 check_letters(subject, model.tok_encode)
@@ -176,15 +166,14 @@ class Session:
             for name, what in record["shortened"].items():
                 log(f"{label}: {name}: {_shortened(what, model.max_length)}")
             samples.write(path, entries)
-            write_json(path.with_suffix(".json"), {
-                **record, "key": key, "model": found.to_json(), "identity": identity, "samples": file_digest(path),
-                "seconds": round(time.monotonic() - start, 3), "tokens_processed": model.processed - before,
-            })  # fmt: skip
+            record |= {"key": key, "model": found.to_json(), "identity": identity, "sandbox": sandbox_of(subjects)}
+            record |= {"samples": file_digest(path), "seconds": round(time.monotonic() - start, 3)}
+            write_json(path.with_suffix(".json"), {**record, "tokens_processed": model.processed - before})
 
         if not measured:
             with Progress(f"{found.name} held-out documents", len(self.documents), "document") as bar:
                 model.advance = bar.advance
-                held_out.ask(self.out, found.name, model, self.documents, bits)
+                held_out.ask(self.out, found.name, model, self.documents, bits, identity)
 
     def _answer_in_processes(
         self, found: Found, identity: dict[str, Any], wanted: dict[tuple[str, int], list[Subject]]
@@ -206,11 +195,18 @@ class Session:
 
         asked = [[one.name, one.version, one.items] for one in subjects]
         harness = importlib.metadata.version("lm-eval")
-        return digest(json_bytes([identity, harness, self.data[task], asked]))
+        box = sandbox_of(subjects)
+        return digest(json_bytes([identity, harness, self.data[task], asked, *([box] if box is not None else [])]))
 
 
 def _requests(subjects: Sequence[Subject]) -> int:
     return sum(one.items * max(1, len(one.letters)) for one in subjects)
+
+
+def sandbox_of(subjects: Sequence[Subject]) -> str | None:
+    """Where a task's generated programs run: `bubblewrap`, `none` (--unsafe-code), None where there are no programs."""
+    names = [one.config["metadata"]["sandbox"] for one in subjects if "sandbox" in one.config.get("metadata", {})]
+    return None if not names else "bubblewrap" if all(name == "bubblewrap" for name in names) else "none"
 
 
 def finished(path: Path, key: str) -> bool:
@@ -236,17 +232,4 @@ def _shortened(what: dict[str, int], length: int) -> str:
     return "; ".join(parts)
 
 
-def register(out: Path, found: Found) -> None:
-    """Add a model to models.json: the base first, then by run and step, in the order of their coming."""
-    path = out / "models.json"
-    known = [line for line in (read_json(path) if path.is_file() else []) if line["model"] != found.name]
-    if found.is_base:
-        known = [{**line, "is_base": False} for line in known]
-    ordered = sorted(
-        [*known, found.to_json()],
-        key=lambda line: (not line["is_base"], line["run"] or "", -1 if line["step"] is None else line["step"]),
-    )
-    write_json(path, ordered)
-
-
-__all__ = ["Session", "finished", "run", "wanted_subjects"]
+__all__ = ["Session", "finished", "run", "sandbox_of", "wanted_subjects"]

@@ -30,7 +30,8 @@ import numpy.typing as npt
 from ziya.files import digest
 
 F64 = npt.NDArray[np.float64]
-Samples = Mapping[str, Mapping[str, list[dict[str, Any]]]]
+Line = Mapping[str, Any]
+Samples = Mapping[str, Mapping[str, Sequence[Line]]]
 
 TASKS = ("ceval", "cmmlu", "mmlu", "gsm8k", "math", "humaneval")  # the order of tables
 UNGROUPED = frozenset({"gsm8k", "math", "humaneval"})
@@ -88,7 +89,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def grouped(task: str, lines: Sequence[dict[str, Any]], values: Sequence[float] | F64) -> list[F64]:
+def grouped(task: str, lines: Sequence[Line], values: Sequence[float] | F64) -> list[F64]:
     """`values` (one a line) per subject in the order of names; one group where the benchmark has no subjects."""
     groups: dict[str, list[float]] = {}
     for line, value in zip(lines, values, strict=True):
@@ -138,15 +139,15 @@ def bootstrap_p(values: F64) -> float:
 class Pairs(NamedTuple):
     """Items that two models met alike: the first model's lines and both scores, float64 [pairs]."""
 
-    lines: list[dict[str, Any]]
+    lines: list[Line]
     first: F64
     second: F64
 
 
-def pair(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> Pairs:
+def pair(first: Sequence[Line], second: Sequence[Line]) -> Pairs:
     """Lines with equal `sample_hash`; the k-th repeat of a hash meets the k-th."""
 
-    def keyed(lines: Sequence[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
+    def keyed(lines: Sequence[Line]) -> dict[tuple[str, int], Line]:
         seen: Counter[str] = Counter()
         result = {}
         for line in lines:
@@ -192,7 +193,7 @@ def paired_test(task: str, pairs: Pairs, protocol: str, seed: str) -> dict[str, 
     }  # fmt: skip
 
 
-def average(task: str, lines: Sequence[dict[str, Any]], protocol: str) -> float | None:
+def average(task: str, lines: Sequence[Line], protocol: str) -> float | None:
     """The score of lines alone: macro under `ziya2`, micro under `lm-eval`; None without lines."""
     if not lines:
         return None
@@ -200,7 +201,7 @@ def average(task: str, lines: Sequence[dict[str, Any]], protocol: str) -> float 
     return macro(grouped(task, lines, correct)) if protocol == "ziya2" else float(np.mean(correct))
 
 
-def _score(task: str, lines: Sequence[dict[str, Any]], protocol: str, seed: str) -> dict[str, Any]:
+def _score(task: str, lines: Sequence[Line], protocol: str, seed: str) -> dict[str, Any]:
     correct = [float(line["correct"]) for line in lines]
     groups = grouped(task, lines, correct)
     micro = float(np.mean(correct)) if correct else 0.0
@@ -213,6 +214,29 @@ def _score(task: str, lines: Sequence[dict[str, Any]], protocol: str, seed: str)
     }  # fmt: skip
 
 
+FILTERS = {"strict-match": "strict", "flexible-extract": "flexible"}  # the harness's names -> one name under both protocols
+
+
+def scorers(task: str, lines: Sequence[Line]) -> dict[str, float]:
+    """Every score of a task with more than one, as the mean over its items: GSM8K `strict` and `flexible`; MATH `math` (the score:
+    math_verify or equal text), `math_verify`, `string` and `minerva`; {} for a task with one score."""
+    totals: dict[str, list[float]] = {}
+    for line in lines:
+        for key, value in (line.get("scores") or {}).items():
+            totals.setdefault(key, []).append(float(value))
+    if len(totals) < 2:
+        return {}
+    return {_scorer(task, key): float(np.mean(values)) for key, values in totals.items()}
+
+
+def _scorer(task: str, key: str) -> str:
+    """`exact_match,strict-match` -> strict; `math_verify,none` -> math_verify; MATH's exact_match is Minerva's."""
+    metric, _, chosen = key.partition(",")
+    if chosen == "none":
+        return "minerva" if benchmark(task) == "math" and metric == "exact_match" else metric
+    return FILTERS.get(chosen, chosen)
+
+
 def summarise(
     samples: Samples, models: Sequence[dict[str, Any]], base: str | None, protocol: str, seed: int
 ) -> list[dict[str, Any]]:
@@ -220,7 +244,7 @@ def summarise(
 
     `value` and its interval `low`, `high` are macro under protocol `ziya2`, micro under `lm-eval`. `base_value`: the same of the
     base on that task; `p_value`: of the difference, over the items that both met alike; None for the base itself and where
-    the base has none of them.
+    the base has none of them. `scores`: see `scorers`.
     """
     rows = []
     for model in models:
@@ -230,7 +254,7 @@ def summarise(
             row = {key: model.get(key) for key in ("model", "step", "stage", "tokens")}
             row |= {"task": task, "protocol": protocol, "metric": METRICS.get(benchmark(task), "acc")}
             row |= _score(task, tasks[task], protocol, f"{seed} {name} {task}")
-            row |= {"base_value": None, "p_value": None}
+            row |= {"base_value": None, "p_value": None, "scores": scorers(task, tasks[task])}
             other = samples.get(base, {}).get(task) if base is not None and name != base else None
             if other:
                 row["base_value"] = _score(task, other, protocol, f"{seed} {base} {task}")["value"]
@@ -251,8 +275,8 @@ def breakdown(samples: Samples, models: Sequence[dict[str, Any]], protocol: str,
         tasks = samples.get(name, {})
         for task in task_order(tasks):
             lines = [line for line in tasks[task] if line.get("subject")]
-            categories: dict[str, list[dict[str, Any]]] = {}
-            subjects: dict[tuple[str, str], list[dict[str, Any]]] = {}
+            categories: dict[str, list[Line]] = {}
+            subjects: dict[tuple[str, str], list[Line]] = {}
             for line in lines:
                 category = str(line.get("category") or "")
                 categories.setdefault(category, []).append(line)

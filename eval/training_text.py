@@ -6,7 +6,6 @@ pieces of one id, which are joined again.
 
 from __future__ import annotations
 
-import gzip
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,14 +15,14 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eval import text_files
 from ziya.errors import UserError
 from ziya.ngrams import I64, U8, utf8
 from ziya.pack_files import kept_tokenizer, piece_batches, read_manifest, tokenizer_fingerprint
-from ziya.packs import PackReader
+from ziya.packs import PackReader, bin_path, idx_path
 from ziya.tokenizer import Tokenizer, load_tokenizer
 
 BATCH_BYTES = 16 << 20
@@ -42,20 +41,22 @@ class Batch:
 
 
 def document_batches(places: Sequence[Path]) -> Iterator[Batch]:
-    """Documents of files and folders, and of `kept/` below an output folder of the data factory."""
-    for place in places:
-        for path in document_files(place):
-            yield from _parquet(path) if path.suffix == ".parquet" else _lines(path)
+    """Documents of files and folders, and of `kept/` below an output folder of the data factory. A place without any is refused
+    at once, a damaged file when it is reached."""
+    paths = [path for place in places for path in document_files(place)]
+    return (batch for path in paths for batch in (_parquet(path) if path.suffix == ".parquet" else _lines(path)))
 
 
 def document_files(place: Path) -> list[Path]:
     """The document files at a place, in order; UserError when there are none."""
     if place.is_file():
         return [place]
+    if not place.is_dir():
+        raise UserError(f"--documents {place} does not exist: give a folder or a file with documents")
     folder = place / "kept" if (place / "kept").is_dir() else place
     found = sorted(path for path in folder.rglob("*") if path.name.endswith(DOCUMENT_FILES) and path.is_file())
     if not found:
-        raise UserError(f"{place} holds no documents: give a folder with {', '.join(DOCUMENT_FILES)} files")
+        raise UserError(f"--documents {place} holds no documents: give a folder with {', '.join(DOCUMENT_FILES)} files")
     return found
 
 
@@ -68,8 +69,8 @@ def _parquet(path: Path) -> Iterator[Batch]:
             columns = ["text", "id"] if "id" in names else ["text"]
             for group in range(file.num_row_groups):
                 yield _of_table(file.read_row_group(group, columns=columns), f"{path.name}, row group {group}")
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not a Parquet file ({error}): restore it") from error
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is not a whole Parquet file with texts ({text_files.brief(error)}): restore it") from error
 
 
 def _of_table(table: pa.Table, where: str) -> Batch:
@@ -87,30 +88,23 @@ def _of_table(table: pa.Table, where: str) -> Batch:
 
 def _lines(path: Path) -> Iterator[Batch]:
     """JSONL a document a line; a .json or plain text file is one document."""
-    opened = gzip.open if path.suffix == ".gz" else open
     plain = path.name.removesuffix(".gz")
-    try:
-        with opened(path, "rb") as file:
-            if not plain.endswith(".jsonl"):
-                content = file.read()
-                text = json_text(orjson.loads(content)) if plain.endswith(".json") else content.decode(errors="replace")
-                yield _batch([(path.name, text)])
-                return
-            pending: list[tuple[str, str]] = []
-            size = 0
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                value = orjson.loads(line)
-                name = value.get("id") if isinstance(value, dict) else None
-                pending.append((str(name) if isinstance(name, (str, int)) else f"{path.name}:{number}", json_text(value)))
-                size += len(line)
-                if size >= BATCH_BYTES:
-                    yield _batch(pending)
-                    pending, size = [], 0
+    if not plain.endswith(".jsonl"):
+        content = text_files.content(path)
+        is_json = plain.endswith(".json")
+        text = json_text(text_files.json_value(content, str(path))) if is_json else content.decode(errors="replace")
+        yield _batch([(path.name, text)])
+        return
+    pending: list[tuple[str, str]] = []
+    size = 0
+    for number, value, length in text_files.json_lines(path):
+        name = value.get("id") if isinstance(value, dict) else None
+        pending.append((str(name) if isinstance(name, (str, int)) else f"{path.name}:{number}", json_text(value)))
+        size += length
+        if size >= BATCH_BYTES:
             yield _batch(pending)
-    except (orjson.JSONDecodeError, OSError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it or leave it out") from error
+            pending, size = [], 0
+    yield _batch(pending)
 
 
 def json_text(value: Any) -> str:
@@ -134,23 +128,36 @@ def _batch(named: list[tuple[str, str]]) -> Batch:
 
 
 def pack_prefixes(places: Sequence[Path]) -> list[Path]:
-    """Packs below folders (every .idx with its .bin), or given by their prefix, in order."""
+    """Packs below folders (every .bin with its .idx), or given by their prefix or one of their files, in order."""
     found = []
     for place in places:
-        if place.with_name(place.name + ".idx").is_file():
-            found.append(place)
-            continue
-        folder = place / "packs" if (place / "packs").is_dir() else place
-        inside = sorted(path.with_suffix("") for path in folder.rglob("*.idx"))
+        one = place.with_suffix("") if place.is_file() and place.suffix in (".bin", ".idx") else place
+        if one.name and (idx_path(one).is_file() or bin_path(one).is_file()):
+            inside = [one]
+        else:
+            if not place.is_dir():
+                what = "is no file of a pack" if place.exists() else "does not exist"
+                raise UserError(f"--packs {place} {what}: give a folder with .bin and .idx files, or their path without the ending")
+            folder = place / "packs" if (place / "packs").is_dir() else place
+            # A pack that lost its .idx is known by its table of pieces; other .bin files may be anything.
+            inside = sorted({
+                path.with_name(path.name.removesuffix(ending))
+                for ending in (".idx", ".documents.parquet")
+                for path in folder.rglob(f"*{ending}")
+            })
         if not inside:
-            raise UserError(f"{place} holds no packs: give a folder with .bin and .idx files")
+            raise UserError(f"--packs {place} holds no packs: give a folder with .bin and .idx files")
+        for prefix in inside:
+            for path in (bin_path(prefix), idx_path(prefix)):
+                if not path.is_file():
+                    raise UserError(f"{path} is missing, its pack is not whole: copy it here, or leave the other files of it out")
         found += inside
     return found
 
 
 def pack_batches(places: Sequence[Path], tokenizer_path: Path | None) -> Iterator[Batch]:
-    """Texts of packs. `tokenizer_path` None: the copy that lies beside them. UserError without any, or with another than the
-    one that spelled a pack."""
+    """Texts of packs. `tokenizer_path` None: the copy that lies beside them. UserError, at once, without any, or with another than
+    the one that spelled a pack."""
     prefixes = pack_prefixes(places)
     if tokenizer_path is None:
         tokenizer_path = kept_tokenizer(prefixes[0].parent)
@@ -158,9 +165,10 @@ def pack_batches(places: Sequence[Path], tokenizer_path: Path | None) -> Iterato
         raise UserError(f"{prefixes[0]} holds tokens: give --tokenizer, the file that the packs were made with")
     tokenizer = load_tokenizer(tokenizer_path)
     content = tokenizer_path.read_bytes()
-    spelling = Spelling.of(tokenizer)
+    described = []
     for prefix in prefixes:
         manifest = read_manifest(prefix)
+        described.append(manifest is not None)
         if manifest is not None:
             known = manifest.tokenizer
             given = tokenizer_fingerprint(tokenizer.kind, content, known.eos_id, known.pad_id)
@@ -169,7 +177,8 @@ def pack_batches(places: Sequence[Path], tokenizer_path: Path | None) -> Iterato
                     f"{prefix}.json tells of a tokenizer with fingerprint {known.fingerprint}, {tokenizer_path} has {given}: "
                     "give --tokenizer, the file that the packs were made with"
                 )
-        yield from _pack(prefix, spelling, manifest is not None)
+    spelling = Spelling.of(tokenizer)
+    return (batch for prefix, told in zip(prefixes, described, strict=True) for batch in _pack(prefix, spelling, told))
 
 
 @numba.njit(cache=True)

@@ -49,6 +49,15 @@ def write_model(folder: Path, *, seed: int = 0, kind: str = "llama", tokenizer: 
     return folder
 
 
+def write_about(folder: Path, step: int, stage: int = 1, tokens: int = 0) -> None:
+    """The `ziya.json` of an export."""
+    from ziya.exports import ExportFile, write_export
+
+    write_export(
+        folder, ExportFile(step=step, stage=stage, tokens=tokens, averaged_steps=[step], dtype="fp32", architecture={})
+    )
+
+
 def request(kind: str, *arguments: Any, task: str = "task", number: int = 0) -> Any:
     """A request as the harness makes it."""
     from lm_eval.api.instance import Instance

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from eval_models import write_about
 
 from eval import cli, models_found
 from eval.config import EvalConfig
@@ -34,13 +35,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[EvalConfig, bool]]:
     return found
 
 
-def model_folder(folder: Path, **about: Any) -> Path:
+def model_folder(folder: Path, **about: int) -> Path:
     """Looks like a Hugging Face folder from outside."""
     folder.mkdir(parents=True)
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (folder / name).write_text("{}")
     if about:
-        (folder / "ziya.json").write_text(json.dumps(about))
+        write_about(folder, **about)
     return folder
 
 
@@ -151,6 +152,26 @@ def test_mistakes_in_tasks_data_and_model(tmp_path: Path, capsys: pytest.Capture
     assert "other files" in last(str(tmp_path / "m2"), *given, "--output", str(tmp_path / "mine"))
 
 
+def test_more_mistakes_are_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.yaml").write_text("tasks: [mmlu\nlimit: 3")
+    said = refused(capsys, "--config", str(tmp_path / "bad.yaml"))
+    assert "bad.yaml is not valid YAML" in said and "line 2" in said and "<unicode string>" not in said
+    run = run_folder(tmp_path / "run", [], [5])
+    with pytest.raises(UserError, match=r"run/exports lies inside a ziya run: give the run itself, .*run$"):
+        models_found.find(str(run / "exports"), None)
+    path = tmp_path / "data" / "mmlu" / "test" / "anatomy_test.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("Which?,1,2,3,4,A\n")
+    said = refused(capsys, "m", "--tasks", "mmlu", "--data", str(tmp_path / "data"), "shots=0")
+    assert "56 subjects have no test file" in said and "and 48 more. Add them" in said and len(said) < 600
+    found = ["contamination", "--documents", str(path), "--data", str(tmp_path / "none"), "--output", str(path)]
+    assert cli.main(found) == 2
+    assert capsys.readouterr().err.strip().endswith("anatomy_test.csv is a file: give a folder")
+    with pytest.raises(SystemExit):
+        cli.main(["run", "m", "other"])
+    assert "unrecognized arguments: other (one model or run a call" in capsys.readouterr().err
+
+
 def run_folder(folder: Path, checkpoints: list[int], exports: list[int]) -> Path:
     for step in checkpoints:
         (folder / "checkpoints" / f"step-{step}").mkdir(parents=True)
@@ -189,8 +210,14 @@ def test_a_run_without_exports_names_the_command(tmp_path: Path) -> None:
 def test_a_damaged_export_is_named(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run", [], [5])
     (run / "exports" / "step-5" / "ziya.json").write_text('{"step": 5, "stage": 1}')
-    with pytest.raises(UserError, match=r"step-5/ziya.json has no whole number as tokens"):
-        models_found.find(str(run), None)
+    for model in (run, run / "exports" / "step-5"):
+        with pytest.raises(UserError, match=r"step-5/ziya.json does not tell of an export: tokens \(Field required\)"):
+            models_found.find(str(model), None)
+    about = {"version": 1, "step": 5, "stage": 1, "tokens": 50, "averaged_steps": [5], "dtype": "fp32", "architecture": {}}
+    for changed, told in (({"step": -5}, "step"), ({"tokens": True}, "tokens"), ({"averaged_steps": [4]}, "end with step 5")):
+        (run / "exports" / "step-5" / "ziya.json").write_text(json.dumps(about | changed))
+        with pytest.raises(UserError, match=told):
+            models_found.find(str(run), None)
 
 
 def test_an_export_alone_knows_its_place(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import gzip
 import json
 import random
@@ -17,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 import small_tokenizers
 
-from eval import contamination, training_text
+from eval import contamination, statistics, training_text
+from eval import tasks as eval_tasks
 from eval.tasks.items import items
 from ziya.errors import UserError
 from ziya.tokenizer import load_tokenizer
@@ -170,8 +172,8 @@ def test_scores_without_flagged_items_stand_beside_the_others(data: Path, tmp_pa
     real = items("gsm8k", data)
     for model in ("base", "step-100"):
         lines = world["samples"][model]["gsm8k"]
-        for number, line in enumerate(lines):  # the first five by id, the others by their question
-            line["doc"] = {"id": real[number].id} if number < 5 else {"question": real[number].question}
+        for number, line in enumerate(lines):
+            line["doc"] = {"question": real[number].question}
         path = out / "samples" / model / "gsm8k.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     (tmp_path / "a.txt").write_text("\n".join(item.question for item in real[2:8]), encoding="utf-8")
@@ -184,21 +186,156 @@ def test_scores_without_flagged_items_stand_beside_the_others(data: Path, tmp_pa
     assert "## Contamination" in (out / "table.md").read_text(encoding="utf-8")
 
 
-def test_mistakes_are_one_clear_line(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", ["ziya2", "lm-eval"])
+def test_items_with_one_stem_are_told_apart_by_their_options(tmp_path: Path, protocol: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Five items of one stem a subject, the last with the first's options inside its stem; the first's text is in the training data."""
+    rng = random.Random(2)
+    data, out = tmp_path / "data", tmp_path / "out"
+    stems = {"mmlu": "Which of these is right?", "cmmlu": "下列说法中正确的是", "ceval": "下列说法中正确的是"}
+    subjects = {"mmlu": "anatomy", "cmmlu": "agronomy", "ceval": "law"}
+    seen = []
+    for task, stem in stems.items():
+        zh = task != "mmlu"
+        twins = [[stem, *(prose(rng, 12, zh) for _ in "ABCD"), "A"] for _ in range(4)]
+        inside = "\n".join([stem, *(f"{letter}. {option}" for letter, option in zip("ABCD", twins[0][1:5], strict=True))])
+        twins.append([inside, "甲", "乙", "丙", "丁", "A"])
+        twins[3][1:5] = twins[2][1:5][::-1]  # the third's options in another order
+        seen.append(inside)
+        header = {"mmlu": [], "cmmlu": [["", "Question", *"ABCD", "Answer"]], "ceval": [["id", "question", *"ABCD", "answer"]]}[task]
+        rows = [[*([str(n)] if zh else []), *row] for n, row in enumerate(twins)]
+        split = "val" if task == "ceval" else "test"
+        path = data / task / split / (f"{subjects[task]}.csv" if task == "cmmlu" else f"{subjects[task]}_{split}.csv")
+        path.parent.mkdir(parents=True)
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([*header, *rows])
+    samples: dict[str, dict[str, list[dict[str, Any]]]] = {"m": {}}
+    for one in eval_tasks.subjects(list(stems), protocol, data, shots=0, allow_missing=True, warn=lambda _: None):  # type: ignore[arg-type]
+        docs = next(iter(one.config["custom_dataset"]().values()))
+        samples["m"][one.task] = [
+            {"doc": dict(doc), "correct": float(n in (0, 4)), "sample_hash": f"{one.task} {n}", "task": one.task, "subject": one.name}
+            for n, doc in enumerate(docs)
+        ]
+        path = out / "samples" / "m" / f"{one.task}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in samples["m"][one.task]), encoding="utf-8")
+    models = [{"model": "m", "folder": "f", "step": None, "stage": None, "tokens": None, "is_base": False, "run": None}]
+    (out / "models.json").write_text(json.dumps(models))
+    (out / "results.json").write_text(json.dumps(statistics.summarise(samples, models, None, protocol, 1)))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in seen), encoding="utf-8")
+    run("--documents", tmp_path / "a.jsonl", "--data", data, "--tasks", ",".join(stems), "--output", out)
+    value = result(out)
+    # The fifth holds the first's text and eight units more; the others share with it fewer units than a 10-gram has.
+    flagged = {f"{task}/{name}/{'val' if task == 'ceval' else 'test'}/{n}" for task, name in subjects.items() for n in (0, 4)}
+    assert {entry["id"] for entry in value["flagged"]} == flagged
+    assert {row["task"]: (row["n"], row["value"], row["clean_n"], row["clean_value"]) for row in value["scores"]} == dict.fromkeys(
+        stems, (5, 0.4, 3, 0.0)
+    )
+    assert "no items of --data" not in capfd.readouterr().err
+    path = data / "mmlu" / "test" / "anatomy_test.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace(stems["mmlu"], "Which was it?"), encoding="utf-8")
+    run("--documents", tmp_path / "a.jsonl", "--data", data, "--tasks", "mmlu", "--output", out)
+    assert "mmlu m: 5 of 5 samples are no items of --data" in capfd.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pack `crawl` and its tokenizer."""
+    folder = tmp_path_factory.mktemp("packs")
+    (folder / "tokenizer").mkdir()
+    tokenizer = load_tokenizer(small_tokenizers.tokenizer_json(folder / "tokenizer" / "tokenizer.json"))
+    tokens = tokenizer.encode_batch([small_tokenizers.ENGLISH])[0].tolist()[:64]
+    told = {name: getattr(tokenizer, name) for name in ("kind", "fingerprint", "vocab_size", "eos_id", "pad_id")}
+    oracle_train_data.write_pack(folder / "crawl", [oracle_train_data.Row([oracle_train_data.Piece("a", tokens)])], "splice", told)
+    return folder
+
+
+@pytest.fixture
+def files(pack: Path, tmp_path: Path) -> Path:
+    """A folder of training data in which every kind of mistake has its place."""
+    shutil.copytree(pack, tmp_path / "whole")
+    for name, lost in (("no_idx", "crawl.idx"), ("no_bin", "crawl.bin")):
+        shutil.copytree(pack, tmp_path / name)
+        (tmp_path / name / lost).unlink()
+    (tmp_path / "empty").mkdir()
+    good = tmp_path / "good.parquet"
+    pq.write_table(pa.table({"text": [f"{n} {small_tokenizers.ENGLISH}" for n in range(500)]}), good)
+    content = good.read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(content[: len(content) // 2])
+    (tmp_path / "hole.parquet").write_bytes(content[:100] + b"\xff" * 2000 + content[2100:])
+    (tmp_path / "nothing.parquet").write_bytes(b"")
+    pq.write_table(pa.table({"content": ["x"]}), tmp_path / "column.parquet")
+    pq.write_table(pa.table({"text": [["x"]]}), tmp_path / "lists.parquet")
+    line = json.dumps({"text": "x"}).encode() + b"\n"
+    packed = gzip.compress(str(random.Random(0).getrandbits(12000)).encode())
+    (tmp_path / "bad.jsonl").write_bytes(line + b"{")
+    (tmp_path / "bytes.jsonl").write_bytes(line + b'{"text": "\xff"}')
+    (tmp_path / "plain.jsonl.gz").write_bytes(line)
+    (tmp_path / "short.jsonl.gz").write_bytes(gzip.compress(line * 99)[:-9])
+    (tmp_path / "hole.txt.gz").write_bytes(packed[:500] + b"\xff" * 200 + packed[700:])
+    (tmp_path / "other.json").write_bytes(b'{"text": ')
+    (tmp_path / "no_text.jsonl").write_bytes(b'{"id": 7}\n{}\n')
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("option", "place", "message"),
+    [
+        ("--packs", ".", None),
+        ("--packs", "whole/crawl", None),
+        ("--packs", "whole/crawl.bin", None),
+        ("--packs", "whole/..", None),
+        ("--packs", "empty", "holds no packs"),
+        ("--packs", "none", r"--packs .*none does not exist"),
+        ("--packs", "good.parquet", r"good\.parquet is no file of a pack"),
+        ("--packs", "no_idx", r"crawl\.idx is missing"),
+        ("--packs", "no_idx/crawl", r"crawl\.idx is missing"),
+        ("--packs", "no_bin", r"crawl\.bin is missing"),
+        ("--documents", "empty", "holds no documents"),
+        ("--documents", "none", r"--documents .*none does not exist"),
+        ("--documents", "cut.parquet", r"cut\.parquet is not a whole Parquet file"),
+        ("--documents", "hole.parquet", r"hole\.parquet is not a whole Parquet file"),
+        ("--documents", "nothing.parquet", r"nothing\.parquet is not a whole Parquet file"),
+        ("--documents", "column.parquet", "no column text"),
+        ("--documents", "lists.parquet", r"lists\.parquet is not a whole Parquet file with texts"),
+        ("--documents", "bad.jsonl", r"bad\.jsonl, line 2: not valid JSON"),
+        ("--documents", "bytes.jsonl", r"bytes\.jsonl, line 2: not valid JSON"),
+        ("--documents", "plain.jsonl.gz", r"plain\.jsonl\.gz is not a whole gzip file"),
+        ("--documents", "short.jsonl.gz", r"short\.jsonl\.gz is not a whole gzip file"),
+        ("--documents", "hole.txt.gz", r"hole\.txt\.gz is not a whole gzip file"),
+        ("--documents", "other.json", r"other\.json: not valid JSON"),
+        ("--documents", "no_text.jsonl", "holds no text at all"),
+    ],
+)
+def test_every_odd_place_is_searched_or_told_in_one_line(
+    data: Path, files: Path, monkeypatch: pytest.MonkeyPatch, option: str, place: str, message: str | None
+) -> None:
+    for name in ("no_idx", "no_bin"):
+        if not place.startswith(name):
+            shutil.rmtree(files / name)
+    monkeypatch.chdir(files / "whole" if place == "." else files)
+    given = ("--data", data, "--tasks", "gsm8k", option, place)
+    if message is None:
+        tokenizer = () if place != "whole/.." else ("--tokenizer", files / "whole" / "tokenizer" / "tokenizer.json")
+        assert run(*given, *tokenizer) == 0
+        return
+    with pytest.raises(UserError, match=message) as error:
+        run(*given)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 700
+
+
+def test_a_mistake_in_packs_is_told_before_documents_are_searched(
+    data: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contamination.Check, "search", lambda *_: pytest.fail("hours of searching"))
+    with pytest.raises(UserError, match="holds no packs"):
+        run("--data", data, "--tasks", "gsm8k", "--documents", files / "good.parquet", "--packs", files / "empty")
+
+
+def test_wrong_options_are_one_line(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give --packs, --documents or both"):
         run("--data", data)
-    with pytest.raises(UserError, match="holds no documents"):
-        run("--data", data, "--tasks", "gsm8k", "--documents", tmp_path)
-    with pytest.raises(UserError, match="holds no packs"):
-        run("--data", data, "--tasks", "gsm8k", "--packs", tmp_path)
     with pytest.raises(UserError, match="threshold"):
         run("--data", data, "--documents", tmp_path, "--threshold", 80)
-    (tmp_path / "bad.jsonl").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match=r"bad.jsonl cannot be read"):
-        run("--data", data, "--tasks", "gsm8k", "--documents", tmp_path)
-    pq.write_table(pa.table({"content": ["x"]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="no column text"):
-        run("--data", data, "--tasks", "gsm8k", "--documents", tmp_path / "a.parquet")
 
 
 @pytest.mark.skipif(not (SHARED / "gsm8k" / "train.jsonl").exists(), reason="the shared benchmark files are not here")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
+import eval_models
 import numpy as np
 import pytest
 import small_tokenizers
@@ -17,35 +19,9 @@ from eval.perplexity import Document
 from ziya.errors import UserError
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 20, 31])
-@pytest.mark.parametrize(("length", "stride"), [(8, 8), (8, 4), (8, 1), (3, 2), (1, 1)])
-def test_windows_score_every_token_once_with_all_context_that_fits(size: int, length: int, stride: int) -> None:
-    tokens = list(range(100, 100 + size))
-    found = list(perplexity.windows(tokens, 7, length, stride))
-    assert [target for _, targets in found for target in targets] == tokens
-    whole = [7, *tokens]
-    for context, targets in found:
-        last = whole.index(targets[-1])
-        assert whole[last - len(targets) - len(context) + 1 : last + 1] == [*context, *targets]
-        assert context and len(context) + len(targets) <= length + 1
-        assert len(context) + len(targets) == min(last + 1, length + 1), "no context that fits is left out"
-    if size > length:
-        assert all(len(context) > length - stride for context, _ in found[1:])
-
-
-def test_a_stride_beyond_the_window_would_skip_tokens() -> None:
-    for stride in (0, 9):
-        with pytest.raises(UserError, match="between 1 and the window's 8"):
-            list(perplexity.windows([1, 2], 0, 8, stride))
-    assert list(perplexity.windows([], 0, 8, 8)) == []
-
-
 def test_bits_per_byte_by_hand() -> None:
     documents = [Document("ab", "en"), Document("中", "zh"), Document("文字", "zh")]
-    score = perplexity.rolling(
-        lambda parts: [-math.log(4) * len(targets) for _, targets in parts], lambda text: [ord(c) for c in text], 0, 1, batch=2
-    )
-    bits = perplexity.measure(score, documents)
+    bits = perplexity.measure(lambda texts: [-math.log(4) * len(text) for text in texts], documents)
     assert bits == pytest.approx([4, 2, 4])
     rows = perplexity.table(documents, {"m": bits}, None, 0)
     assert [(row["domain"], row["documents"], row["bytes"]) for row in rows] == [("(all)", 3, 11), ("en", 1, 2), ("zh", 2, 9)]
@@ -77,66 +53,81 @@ def test_documents_are_read_and_broken_ones_named(tmp_path: Path) -> None:
     rows = [{"text": "a", "domain": "web"}, {"text": "中", "lang": "zh"}, {"text": ""}, {"text": "c"}]
     path.write_bytes(gzip.compress("\n\n".join(json.dumps(row) for row in rows).encode()))
     assert perplexity.read_documents(path) == [Document("a", "web"), Document("中", "zh"), Document("c", "(all)")]
-    assert len(perplexity.read_documents(path, limit=1)) == 1
-    for content, message in ((b'{"content": 1}', "line 1: no text"), (b"{", "must be JSONL"), (b"", "holds no text")):
-        (tmp_path / "bad.jsonl").write_bytes(content)
-        with pytest.raises(UserError, match=message):
-            perplexity.read_documents(tmp_path / "bad.jsonl")
+    good = b'{"text": "a"}\n'
+    packed = gzip.compress(str(random.Random(0).getrandbits(12000)).encode())
+    for name, content, message in (
+        ("bad.jsonl", b'{"content": 1}', "line 1: no text"),
+        ("bad.jsonl", good + b"{", "line 2: not valid JSON"),
+        ("bad.jsonl", good + b'{"text": "\xff"}', "line 2: not valid JSON .*UTF-8"),
+        ("bad.jsonl", b"", "holds no text"),
+        ("bad.jsonl.gz", good, "is not a whole gzip file"),
+        ("bad.jsonl.gz", gzip.compress(good)[:-9], "is not a whole gzip file"),
+        ("bad.jsonl.gz", packed[:500] + b"\xff" * 200 + packed[700:], "is not a whole gzip file"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=message) as error:
+            perplexity.read_documents(tmp_path / name)
+        assert "\n" not in str(error.value) and str(tmp_path / name) in str(error.value)
+    (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + good)
+    assert perplexity.read_documents(tmp_path / "bom.jsonl") == [Document("a", "(all)")]
     with pytest.raises(UserError, match="no such file"):
         perplexity.read_documents(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match="weights are damaged"):
         perplexity.measure(lambda texts: [float("nan")], [Document("x", "en")])
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random LLaMA with a byte-level tokenizer, as a Hugging Face folder."""
-    torch: Any = pytest.importorskip("torch")
-    transformers: Any = pytest.importorskip("transformers")
-    path = tmp_path_factory.mktemp("model")
-    small_tokenizers.tokenizer_json(path / "made.json")
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path / "made.json"), eos_token="<|end_of_text|>")
-    tokenizer.save_pretrained(path)
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=24, initializer_range=0.3,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(path)
-    return path
-
-
 TEXTS = ["The river rises in the hills above the town. 这条河发源于镇北的山里，流过九十英里以后入海。" * 2, "春天", "a"]
 
 
-def test_a_model_folder_is_scored_like_one_token_after_the_other(folder: Path) -> None:
-    import torch
+def tokenizer_without_bos(folder: Path) -> Path:
+    """Nothing is added to a text; the end of the one before is what stands in front."""
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    small_tokenizers.tokenizer_json(folder.parent / "made.json")
+    names = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder.parent / "made.json"), eos_token="<|end_of_text|>")
+    names.backend_tokenizer.post_processor = None
+    names.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("has_bos", [True, False])
+def test_only_a_document_s_own_tokens_are_scored(tmp_path: Path, has_bos: bool) -> None:
+    """By hand, and by the harness's own model: a BOS that the tokenizer adds is context, once, and costs no bits."""
+    torch: Any = pytest.importorskip("torch")
+    import transformers
+
+    tokenizer = None if has_bos else tokenizer_without_bos(tmp_path / "tokenizer")
+    folder = eval_models.write_model(tmp_path / "model", tokenizer=tokenizer, max_position_embeddings=24)
+    names = transformers.AutoTokenizer.from_pretrained(folder)
+    prefix = names.bos_token_id if has_bos else names.eos_token_id
+    assert (names.encode("a")[0] == prefix) is has_bos
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    found = perplexity.folder_scorer(folder, stride=6, batch=3)(TEXTS)
+    ours = eval_models.prefix_model(folder)
+    found = perplexity.harness_scorer(ours)(TEXTS)
     for text, value in zip(TEXTS, found, strict=True):
-        ids = [tokenizer.eos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
+        tokens = names.encode(text, add_special_tokens=False)
+        assert names.decode(tokens) == text
         total = 0.0
-        for context, targets in perplexity.windows(ids[1:], ids[0], 24, 6):
-            for place in range(len(targets)):
+        for start in range(0, len(tokens), 24):  # disjoint windows behind one token of context
+            ids = [tokens[start - 1] if start else prefix, *tokens[start : start + 24]]
+            with torch.inference_mode():
+                logits = model(torch.tensor([ids[:-1]])).logits[0].double()
+            if start and len(ids) < 25:  # the last window sees all that fits
+                ids = [*tokens[-25:]]
                 with torch.inference_mode():
-                    logits = model(torch.tensor([[*context, *targets[:place]]])).logits[0, -1]
-                total += float(torch.log_softmax(logits.double(), 0)[targets[place]])
+                    logits = model(torch.tensor([ids[:-1]])).logits[0].double()[-(len(tokens) - start) :]
+                ids = ids[-(len(tokens) - start) - 1 :]
+            total += float(logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None]).sum())
         assert value == pytest.approx(total, abs=1e-3)
+    harness = eval_models.harness_model(folder, batch_size=2, add_bos_token=False)
+    assert perplexity.harness_scorer(harness)(TEXTS) == pytest.approx(found, abs=1e-3)
 
 
-def test_disjoint_windows_equal_the_harness(folder: Path) -> None:
-    pytest.importorskip("lm_eval")
-    from lm_eval.models.huggingface import HFLM
-
-    harness = HFLM(pretrained=str(folder), device="cpu", batch_size=2, max_length=24, dtype="float32", add_bos_token=False)
-    expected = perplexity.harness_scorer(harness)(TEXTS)
-    assert perplexity.folder_scorer(folder, stride=24)(TEXTS) == pytest.approx(expected, abs=1e-3)
-
-
-def test_a_folder_without_a_model_is_one_clear_line(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    with pytest.raises(UserError, match="is no model folder"):
-        perplexity.folder_scorer(tmp_path)
+def test_a_prefix_token_that_is_always_added_is_not_scored_and_one_that_is_spelled_out_is(tmp_path: Path) -> None:
+    model = eval_models.prefix_model(eval_models.write_model(tmp_path / "model"))
+    plain = model.own_tokens("春天 a")
+    stubborn = eval_models.prefix_model(tmp_path / "model")
+    encode = stubborn.tokenizer.encode
+    stubborn.tokenizer.encode = lambda text, **_: encode(text, add_special_tokens=True)
+    assert stubborn.own_tokens("春天 a") == plain and plain[0] != model.prefix_token_id
+    assert model.own_tokens("<|begin_of_text|>a") == [model.prefix_token_id, *model.own_tokens("a")]

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import eval_results
 import pytest
 
 from eval import report
+from eval import samples as lines
 from eval.report import collect, curves, page, samples, table
 from ziya.errors import UserError
 
@@ -141,12 +143,16 @@ def test_what_is_not_a_result_is_refused_in_one_line(tmp_path: Path) -> None:
         collect.collect(tmp_path)
 
 
-def test_a_large_run_shows_a_part_and_says_so() -> None:
+def test_a_large_run_shows_a_part_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = {"ceval": 900, "math": 100}
     lines = {task: [{"sample_hash": f"{task}{n}", "correct": 1} for n in range(count)] for task, count in counts.items()}
-    items, total = samples.build({"m": lines}, ["m"], limit=100)
+    monkeypatch.setattr(samples, "ITEMS", 100)
+    chosen, total = samples.choose({"m": lines}, ["m"])
     assert total == 1000
-    assert [item["t"] for item in items] == ["ceval"] * 90 + ["math"] * 10
+    assert [task for task, _ in chosen] == ["ceval"] * 90 + ["math"] * 10
+    monkeypatch.setattr(samples, "ANSWERS", 100)
+    chosen, total = samples.choose({"m": lines, "n": lines}, ["m", "n"])
+    assert total == 1000 and len(chosen) == 50 and all(one is other for _, (one, other) in chosen)
 
 
 def test_answers_are_told_in_words() -> None:
@@ -157,9 +163,28 @@ def test_answers_are_told_in_words() -> None:
     assert samples.question({"doc": {}, "arguments": {"gen_args_0": {"arg_0": "the prompt", "arg_1": {}}}}) == "the prompt"
     choices = {"Question": "选", "choices": ["甲", "乙"]}
     assert samples.question({"doc": choices}) == "选\nA. 甲\nB. 乙"
-    kept = samples.slim({"doc": choices, "correct": 1, "sample_hash": "h", "arguments": {"arg_0": "x" * 9999}}, {})
-    assert len(json.dumps(kept)) < 300 and kept["asked"] == "选"
     assert samples.question({"arguments": [["the prompt", " A"]]}) == "the prompt"
+
+
+def test_a_line_keeps_its_scores_and_its_place(tmp_path: Path) -> None:
+    docs = [{"Question": "选", "choices": ["甲", "乙"]}, {"question": "第二 题\u2028?", "A": "x"}]
+    written = [
+        {"doc": doc, "correct": n, "sample_hash": f"h{n}", "scores": {"acc,none": n, "acc_norm,none": 1.0}, "arguments": ["x" * 9999]}
+        for n, doc in enumerate(docs)
+    ]
+    path = tmp_path / "m" / "mmlu.jsonl"
+    path.parent.mkdir()
+    path.write_text("\n\n".join(json.dumps(line, ensure_ascii=False) for line in written), encoding="utf-8")
+    first, second = lines.read_all(tmp_path)["m"]["mmlu"]
+    assert first["item"] == lines.item_key("选\nA. 甲\nB. 乙") and first.get("nothing") is None and first["subject"] is None
+    assert [dict(line)["correct"] for line in (first, second)] == [0.0, 1.0] and second["scores"] == written[1]["scores"]
+    assert list(lines.whole(path, [second.place, first.place])) == written[::-1]
+    tracemalloc.start()
+    path.write_text("".join(json.dumps(written[n % 2] | {"sample_hash": f"{n}"}) + "\n" for n in range(2000)), encoding="utf-8")
+    many = [lines.read_all(tmp_path) for _ in range(2)]
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size / 4000 < 400 and len(many[1]["m"]["mmlu"]) == 2000, "20 MB of prompts do not stay in memory"
 
 
 def test_markdown_and_json_are_escaped() -> None:

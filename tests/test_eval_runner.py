@@ -22,12 +22,13 @@ from eval_models import (
     prefix_model,
     request,
     scores,
+    write_about,
     write_benchmarks,
     write_model,
 )
 from small_tokenizers import CHINESE, ENGLISH
 
-from eval import ask, runner, workers
+from eval import ask, output, runner, workers
 from eval.tasks import Subject
 from ziya.errors import UserError
 
@@ -210,7 +211,7 @@ def test_a_run_s_exports_are_its_checkpoints(world: tuple[Path, Path], tmp_path:
     for step, name in ((5, "first"), (20, "second")):
         folder = run / "exports" / f"step-{step}"
         shutil.copytree(world[0] / name, folder)
-        (folder / "ziya.json").write_text(json.dumps({"step": step, "stage": 1 + step // 10, "tokens": 1000 * step}))
+        write_about(folder, step, 1 + step // 10, 1000 * step)
     for step in (5, 10, 20):
         (run / "checkpoints" / f"step-{step}").mkdir(parents=True)
     (run / "exports" / "step-30.tmp").mkdir()
@@ -292,33 +293,36 @@ def test_protocol_lm_eval_equals_the_harness_on_real_items(
 
 def test_a_folder_in_use_is_refused(world: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with runner.claimed(out), pytest.raises(UserError, match="in use by another ziya-eval run"):
+    with output.claimed(out), pytest.raises(UserError, match="in use by another ziya-eval run"):
         runner.run(config(world[0] / "first", world[1], out))
 
 
-def test_waiting_takes_what_comes(world: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two exports appear while the run waits; the wait begins again after each, and ends."""
-    run, out = tmp_path / "run", tmp_path / "out"
-
-    def export(step: int) -> None:
-        folder = run / "exports" / f"step-{step}"
-        shutil.copytree(world[0] / "first", folder)
-        (folder / "ziya.json").write_text(json.dumps({"step": step, "stage": 1, "tokens": step}))
-
-    export(1)
-    coming = [2, 3]
-    clock = [0.0]
-
-    def sleep(seconds: float) -> None:
-        clock[0] += seconds
-        if coming and clock[0] > 10 * (3 - len(coming)):
-            export(coming.pop(0))
-
-    monkeypatch.setattr(runner.time, "sleep", sleep)
-    monkeypatch.setattr(runner.time, "monotonic", lambda: clock[0])
-    rows = runner.run(config(run, world[1], out, tasks=["cmmlu"], limit=1, wait_s=12.0))
-    assert [row["step"] for row in rows] == [1, 2, 3] and not coming
-    assert clock[0] < 60
+def test_what_is_asked_otherwise_is_told(world: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A folder with tokenizer.model alone gets no BOS token; penalties of generation_config.json are not applied."""
+    model = tmp_path / "model"
+    settings = config(model, world[1], tmp_path / "out", tasks=["cmmlu"], limit=1, max_length=4096)
+    (tmp_path / "tokenizer").mkdir()
+    shutil.copy(ROOT / "scripts" / "demo" / "models" / "tokenizer.model", tmp_path / "tokenizer")
+    write_model(model, tokenizer=tmp_path / "tokenizer", max_position_embeddings=2048)
+    told = "begin without the BOS token"
+    runner.run(settings)
+    said = capfd.readouterr().err
+    assert told not in said, "transformers wrote tokenizer.json, which decides"
+    assert "model: max_length=4096 is more than the 2048 tokens that the model was made for" in said
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (model / name).unlink(missing_ok=True)
+    shutil.copy(tmp_path / "tokenizer" / "tokenizer.model", model)
+    generation = json.loads((model / "generation_config.json").read_text())
+    generation |= {"repetition_penalty": 1.2, "no_repeat_ngram_size": 0, "temperature": 0.7, "do_sample": True}
+    (model / "generation_config.json").write_text(json.dumps(generation))
+    runner.run(settings)
+    lines = capfd.readouterr().err.splitlines()
+    assert [line for line in lines if told in line and line.startswith("model: ")]
+    assert [line for line in lines if "repetition_penalty = 1.2 not applied" in line] and "no_repeat_ngram_size" not in "".join(lines)
+    (model / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False, "tokenizer_class": "LlamaTokenizer"}))
+    (model / "generation_config.json").unlink()
+    runner.run(settings)
+    assert told not in (said := capfd.readouterr().err) and "not applied" not in said
 
 
 def test_work_is_cut_and_dealt_evenly(world: tuple[Path, Path], tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def world() -> tuple[dict[str, dict[str, list[dict[str, Any]]]], list[dict[str, 
 def test_rows_keep_the_contract_and_do_not_depend_on_their_company() -> None:
     samples, models = world()
     rows = statistics.summarise(samples, models, "base", "ziya2", 1)
-    names = "model step stage tokens task protocol metric value macro micro n low high base_value p_value".split()
+    names = "model step stage tokens task protocol metric value macro micro n low high base_value p_value scores".split()
     assert all(list(row) == names for row in rows)
     assert [(row["model"], row["task"]) for row in rows] == [
         (model["model"], task) for model in models for task in ("ceval", "gsm8k")

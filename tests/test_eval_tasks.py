@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import random
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -123,11 +125,14 @@ def broken(own: Path, task: str, path: str, text: str | bytes, message: str) -> 
     target.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=message) as error:
         all_subjects(own, (task,))
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 700
     assert target.name in str(error.value)
 
 
 HEADER = ",Question,A,B,C,D,Answer\n"
+LONG = "q,1,2,3,4,A\n" * 20000  # behind a quote that is never closed
+_PACKED = gzip.compress(str(random.Random(0).getrandbits(12000)).encode(), mtime=0)
+DAMAGED = _PACKED[:500] + b"\xff" * 200 + _PACKED[700:]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +182,15 @@ HEADER = ",Question,A,B,C,D,Answer\n"
         ("gsm8k", "gsm8k/test.jsonl", "[1]\n", "line 1: holds a list"),
         ("math", "math/test/algebra/9.json", '{"problem": "p", "solution": "no box"}', r"no \\boxed answer"),
         ("humaneval", "humaneval/HumanEval.jsonl.gz", b"\x1f\x8b\x08\x00", "not a whole gzip file"),
+        ("humaneval", "humaneval/HumanEval.jsonl.gz", DAMAGED, "not a whole gzip file"),
+        ("humaneval", "humaneval/HumanEval.jsonl.gz", gzip.compress(b"[1]\n", mtime=0)[:-9], "not a whole gzip file"),
+        ("humaneval", "humaneval/HumanEval.jsonl.gz", gzip.compress(b'{"task_id": "x"}', mtime=0), "line 1: no text under prompt"),
+        ("humaneval", "humaneval/HumanEval.jsonl.gz", gzip.compress(b'\n{"task_id": "\xff"}', mtime=0), "line 2: not valid JSON"),
+        ("mmlu", "mmlu/test/anatomy_test.csv", 'q,1,2,3,4,A\nq,"1,2,3,4,B\n' + LONG, r"row 2 \(begins on line 2\): .*limit"),
+        ("cmmlu", "cmmlu/test/agronomy.csv", '"' + LONG, r"row 1 \(begins on line 1\): .*limit"),
+        ("mmlu", "mmlu/test/anatomy_test.csv", 'q,1,2,3,4,"A\n' + LONG[:90000], "row 1 .*the answer is '"),
+        ("math", "math/test/algebra/9.json", b'{"problem": "\xff"}', "not valid JSON"),
+        ("gsm8k", "gsm8k/test.jsonl", "{" + ", ".join(f'"k{n}": 1' for n in range(9999)) + "}", "line 1: no text under answer"),
     ],
 )
 def test_broken_files_are_told_with_their_place(

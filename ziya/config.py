@@ -88,7 +88,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"config {path} does not exist: give the path of a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from error
+        told = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
+        raise UserError(f"config {path} is not valid YAML: {told}") from error
     except OSError as error:
         raise UserError(f"config {path} cannot be read: {error.strerror}") from error
     if value is None:

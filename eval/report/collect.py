@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from eval import statistics
 from eval.report import paper
-from eval.report.samples import slim
+from eval.samples import Lines, read_all
 from ziya.errors import UserError
 from ziya.files import read_json
 
 SEED = 20231103  # of the tests that the report adds to results.json; the results themselves were drawn by the run
-
-Lines = dict[str, dict[str, list[dict[str, Any]]]]
 
 
 def title(task: str) -> str:
@@ -26,34 +21,8 @@ def title(task: str) -> str:
 
 
 def read_samples(out: Path) -> Lines:
-    """model -> task -> sample lines as `samples.slim` keeps them, of `OUT/samples/<model>/<task>.jsonl`.
-
-    UserError names a broken line.
-    """
-    found: Lines = {}
-    texts: dict[str, str] = {}
-    folder = out / "samples"
-    for path in sorted(folder.rglob("*.jsonl")):
-        model = str(path.parent.relative_to(folder))
-        found.setdefault(model, {})[path.stem] = [slim(line, texts) for line in _lines(path)]
-    return found
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                value = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not valid JSON ({error}): evaluate this task again") from error
-            lacking = [name for name in ("correct", "sample_hash") if not isinstance(value, dict) or name not in value]
-            if lacking:
-                raise UserError(
-                    f"{path}, line {number}: no field {' and no field '.join(lacking)}: evaluate this task again"
-                )
-            yield value
+    """model -> task -> lines of `OUT/samples`, without their texts."""
+    return read_all(out / "samples")
 
 
 def _read(out: Path, name: str) -> Any:
@@ -63,10 +32,10 @@ def _read(out: Path, name: str) -> Any:
     return read_json(path)
 
 
-def collect(out: Path) -> tuple[dict[str, Any], Lines]:
-    """(what the report shows, samples). UserError when OUT has no results."""
+def collect(out: Path, samples: Lines | None = None) -> tuple[dict[str, Any], Lines]:
+    """(what the report shows, samples: read here where they are not given). UserError when OUT has no results."""
     rows, models = _read(out, "results.json"), _read(out, "models.json")
-    samples = read_samples(out)
+    samples = read_samples(out) if samples is None else samples
     base = next((model["model"] for model in models if model.get("is_base")), None)
     protocol = next((row["protocol"] for row in rows), "ziya2")
     tasks = statistics.task_order({row["task"] for row in rows})

@@ -12,9 +12,9 @@ from typing import Any
 
 import orjson
 
-from eval.report import samples as sampled
 from eval.report import table
-from eval.report.collect import Lines, p_value, points, title, tokens, versus_base
+from eval.report.collect import p_value, points, title, tokens, versus_base
+from eval.report.samples import Shown
 
 
 def embedded(value: Any) -> str:
@@ -25,8 +25,8 @@ def embedded(value: Any) -> str:
     return text
 
 
-def render(value: dict[str, Any], samples: Lines, charts: dict[str, bytes]) -> str:
-    """The page of `value` (see `collect`) with the samples and one SVG a task."""
+def render(value: dict[str, Any], shown: Shown, charts: dict[str, bytes]) -> str:
+    """The page of `value` (see `collect`) with samples and one SVG a task."""
     import jinja2
     from markupsafe import Markup
 
@@ -38,9 +38,9 @@ def render(value: dict[str, Any], samples: Lines, charts: dict[str, bytes]) -> s
     environment.filters |= {
         "points": points, "signed": lambda number: points(number, signed=True), "tokens": tokens, "p": p_value, "title": title,
         "count": lambda number: f"{number:,}".replace(",", "\u202f"), "change": table.change,
+        "mark": table.mark,
     }  # fmt: skip
     names = [model["model"] for model in value["models"]]
-    items, total = sampled.build(samples, names)
     return environment.get_template("page.html").render(
         report=value,
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
@@ -51,16 +51,18 @@ def render(value: dict[str, Any], samples: Lines, charts: dict[str, bytes]) -> s
         tested=versus_base(value),
         previous=[row for row in value["comparisons"] if row["family"] == "previous"],
         shown=table.shown_models(value),
+        scorers=table.scorer_tables(value),
+        unsafe=table.UNSAFE_NOTE if any(map(table.mark, value["rows"])) else "",
         subjects={item["task"]: table.subject_rows(value, item["task"]) for item in value["tasks"]},
-        samples_shown=len(items),
-        samples_total=total,
+        samples_shown=len(shown.items),
+        samples_total=shown.total,
         data=Markup(
             embedded(
                 {
                     "models": names,
                     "base": value["base"],
-                    "titles": {t: title(t) for t in {i["t"] for i in items}},
-                    "items": items,
+                    "titles": {t: title(t) for t in {i["t"] for i in shown.items}},
+                    "items": shown.items,
                 }
             )
         ),

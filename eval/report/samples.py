@@ -1,46 +1,26 @@
 """Sample lines of all models -> the page's items: each question once, with every model's answer beside the others.
 
-The page holds whole texts, so it holds a part of a large run only (`ITEMS`), spread evenly over tasks and over each task's
-lines; the page says so, and `samples/` has all.
+The page holds texts, so it holds a part of a large run only (`ITEMS`, and `ANSWERS` of all models together), spread evenly over
+tasks and over each task's lines; the page says so, and `samples/` has all.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from eval import statistics
+from eval.samples import LETTERS, Line, Lines, asked, options, whole
 
-ITEMS = 5000
+ITEMS, ANSWERS = 5000, 50_000  # of the page, at most
 QUESTION_CHARS, ANSWER_CHARS = 1500, 400
-LETTERS = "ABCDEFGHIJ"
-
-Lines = Mapping[str, Mapping[str, list[dict[str, Any]]]]
 
 
 def cut(text: str, limit: int) -> str:
     """At most `limit` characters; a cut is visible."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def asked(doc: Mapping[str, Any]) -> str:
-    """The question's own text in a harness document, "" when no field is known to hold it."""
-    texts = (doc.get(name) for name in ("question", "Question", "problem", "prompt", "text"))
-    return next((text for text in texts if isinstance(text, str) and text.strip()), "")
-
-
-def slim(line: Mapping[str, Any], texts: dict[str, str]) -> dict[str, Any]:
-    """What statistics, page and contamination need of a line: its prompt may be ten thousand characters, and there are many.
-
-    `texts` shares equal strings between lines: every model is asked the same.
-    """
-    given = line.get("doc")
-    doc: Mapping[str, Any] = given if isinstance(given, dict) else {}
-    kept = {name: line[name] for name in ("correct", "sample_hash", "subject", "category", "task") if name in line}
-    kept |= {"id": str(doc.get("id", "")), "asked": asked(doc), "q": cut(question(line), QUESTION_CHARS)}
-    kept |= {"g": cut(_first(line.get("target")), ANSWER_CHARS), "said": cut(answer(line), ANSWER_CHARS)}
-    return {name: texts.setdefault(value, value) if isinstance(value, str) else value for name, value in kept.items()}
 
 
 def question(line: Mapping[str, Any]) -> str:
@@ -49,10 +29,7 @@ def question(line: Mapping[str, Any]) -> str:
     if isinstance(doc, dict):
         text = asked(doc)
         if text:
-            choices = doc.get("choices")
-            found = dict(zip(LETTERS, choices, strict=False)) if isinstance(choices, list) else doc
-            options = [f"{letter}. {found[letter]}" for letter in "ABCD" if isinstance(found.get(letter), str)]
-            return "\n".join([text, *(option for option in options if option not in text)])
+            return "\n".join([text, *(option for option in options(doc) if option not in text)])
     arguments = line.get("arguments")
     while isinstance(arguments, (dict, list)) and arguments:
         arguments = next(iter(arguments.values())) if isinstance(arguments, dict) else arguments[0]
@@ -85,38 +62,60 @@ def _first(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def build(samples: Lines, models: list[str], limit: int = ITEMS) -> tuple[list[dict[str, Any]], int]:
-    """(items of the page, how many there are in all).
+Item = tuple[str, list[Line | None]]  # (task, its line of each model)
 
-    `samples`: lines that `slim` made.
-    An item is `{t: task, s: subject, q: question, g: gold answer, a: [per model: null or [correct, answer]]}`.
-    """
-    found: dict[tuple[str, str, int], dict[str, Any]] = {}
+
+class Shown(NamedTuple):
+    """Items of the page, `{t: task, s: subject, q: question, g: gold answer, a: [per model: null or [correct, answer]]}`, and how
+    many there are in all."""
+
+    items: list[dict[str, Any]]
+    total: int
+
+
+def of(out: Path, value: dict[str, Any], samples: Lines) -> Shown:
+    """The items of OUT's page."""
+    names = [model["model"] for model in value["models"]]
+    chosen, total = choose(samples, names)
+    return Shown(texts(out / "samples", chosen, names), total)
+
+
+def choose(samples: Mapping[str, Mapping[str, Sequence[Any]]], models: Sequence[str]) -> tuple[list[Item], int]:
+    """(items that are shown, how many there are in all). Lines of two models belong to one item where their hashes are equal."""
+    found: dict[tuple[str, str, int], list[Any]] = {}
     for number, model in enumerate(models):
         for task, lines in samples.get(model, {}).items():
             seen: Counter[str] = Counter()
             for line in lines:
-                name = str(line["sample_hash"])
-                key = (task, name, seen[name])
+                name = line["sample_hash"]
+                found.setdefault((task, name, seen[name]), [None] * len(models))[number] = line
                 seen[name] += 1
-                item = found.setdefault(key, {"task": task, "line": line, "answers": [None] * len(models)})
-                item["answers"][number] = line
-    tasks = statistics.task_order({task for task, _, _ in found})
+    limit = min(ITEMS, ANSWERS // max(len(models), 1))
     share = min(1.0, limit / max(len(found), 1))
-    shown = []
-    for task in tasks:
+    chosen: list[Item] = []
+    for task in statistics.task_order({task for task, _, _ in found}):
         own = [item for (name, _, _), item in found.items() if name == task]
         count = len(own) if share == 1 else max(1, int(len(own) * share))
-        shown += [own[place * len(own) // count] for place in range(count)]
-    return [_item(item) for item in shown], len(found)
+        chosen += [(task, own[place * len(own) // count]) for place in range(count)]
+    return chosen, len(found)
 
 
-def _item(item: dict[str, Any]) -> dict[str, Any]:
-    line = item["line"]
-    answers = [
-        None if own is None else [round(float(own["correct"]), 4), own.get("said", "")] for own in item["answers"]
+def texts(folder: Path, chosen: Sequence[Item], models: Sequence[str]) -> list[dict[str, Any]]:
+    """The chosen items with their texts, read from `folder/<model>/<task>.jsonl`, one file after the other."""
+    shown: list[dict[str, Any]] = [
+        {"t": task, "s": "", "q": None, "g": "", "a": [None] * len(models)} for task, _ in chosen
     ]
-    return {
-        "t": item["task"], "s": str(line.get("subject") or ""), "q": line.get("q", ""), "g": line.get("g", ""),
-        "a": answers,
-    }  # fmt: skip
+    for number, model in enumerate(models):
+        for task in dict.fromkeys(task for task, _ in chosen):
+            wanted = [(place, item[number]) for place, (name, item) in enumerate(chosen) if name == task]
+            there = [(place, line) for place, line in wanted if line is not None]
+            if not there:
+                continue
+            read = whole(folder / model / f"{task}.jsonl", [line.place for _, line in there])
+            for (place, _), line in zip(there, read, strict=True):
+                item = shown[place]
+                if item["q"] is None:  # every model was asked the same
+                    item["q"], item["g"] = cut(question(line), QUESTION_CHARS), cut(_first(line.get("target")), ANSWER_CHARS)
+                    item["s"] = str(line.get("subject") or "")
+                item["a"][number] = [round(float(line["correct"]), 4), cut(answer(line), ANSWER_CHARS)]
+    return shown

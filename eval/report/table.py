@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from eval import statistics
 from eval.report.collect import p_value, points, title, tokens, versus_base
 
+ORDER = ("strict", "flexible", "math", "math_verify", "string", "minerva")
+COUNTED = {
+    ("ziya2", "gsm8k"): "flexible", ("ziya2", "math"): "math", ("lm-eval", "gsm8k"): "strict", ("lm-eval", "math"): "minerva",
+}  # fmt: skip
 WIDE = 8  # more models than this: subject tables show the base, the first and the last only
 
 
@@ -32,6 +37,35 @@ def change(row: dict[str, Any] | None) -> str:
     return f"{points(row['difference'], signed=True)} {row['verdict']}"
 
 
+UNSAFE_MARK = " ⚠ UNSAFE"
+UNSAFE_NOTE = (
+    "the programs of this score ran without a sandbox (--unsafe-code); one of them may have changed this machine or its own verdict."
+)
+
+
+def mark(row: dict[str, Any]) -> str:
+    """What stands behind a score whose programs ran without a sandbox."""
+    return UNSAFE_MARK if row.get("sandbox") == "none" else ""
+
+
+def scorer_tables(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """Tasks with more than one scorer: `{task, title, names, counted, rows: [{model, values}]}`, `counted` is the one that is the score.
+
+    Letter tasks have none here: their other score (the harness's acc_norm) is in results.json.
+    """
+    tables = []
+    for item in value["tasks"]:
+        rows = [row for row in value["rows"] if row["task"] == item["task"] and row.get("scores")]
+        if not rows or rows[0]["metric"] == "acc":
+            continue
+        names = list(dict.fromkeys(name for name in ORDER for row in rows if name in row["scores"]))
+        names += [name for name in dict.fromkeys(name for row in rows for name in row["scores"]) if name not in names]
+        cells = [{"model": row["model"], "values": [row["scores"].get(name) for name in names]} for row in rows]
+        counted = COUNTED.get((value["protocol"], statistics.benchmark(item["task"])), "")
+        tables.append({**item, "names": names, "counted": counted, "rows": cells})
+    return tables
+
+
 def render(value: dict[str, Any]) -> str:
     """The whole file."""
     base = value["base"]
@@ -41,7 +75,10 @@ def render(value: dict[str, Any]) -> str:
         f"{escape(base) if base is not None else 'none'}. Intervals are 95 %. A difference is called better or worse "
         "below p = 0.05 after Holm's adjustment over all models and tasks, else within noise."
     )
-    lines += ["", "## Scores", "", *_scores(value), "## Intervals and tests", "", *_tests(value)]
+    lines += ["", "## Scores", "", *_scores(value)]
+    if scorer_tables(value):
+        lines += ["## Scorers side by side", "", *_scorers(value)]
+    lines += ["## Intervals and tests", "", *_tests(value)]
     if any(row["family"] == "previous" for row in value["comparisons"]):
         lines += ["## From checkpoint to checkpoint", "", *_previous(value)]
     if value["breakdown"]:
@@ -66,14 +103,24 @@ def _scores(value: dict[str, Any]) -> list[str]:
         for task in tasks:
             row = scored.get((name, task))
             told = change(tested.get((name, task)))
-            cells.append("" if row is None else f"{points(row['value'])}{f' ({told})' if told else ''}")
+            cells.append("" if row is None else f"{points(row['value'])}{f' ({told})' if told else ''}{mark(row)}")
         rows.append(cells)
     for name, numbers in value["paper"]["rows"].items():
         cells = [f"*{name}*", "*paper*", ""]
         rows.append([*cells, *(f"*{numbers[task]:.2f}*" if task in numbers else "" for task in tasks)])
     header = ["model", "stage", "tokens", *(item["title"] for item in value["tasks"])]
     note = f"*Rows in italics: {value['paper']['source']}, for reference.*"
-    return [*markdown(header, rows, 2), note, ""]
+    unsafe = [f"{UNSAFE_MARK.strip()}: {UNSAFE_NOTE}", ""] if any(map(mark, value["rows"])) else []
+    return [*markdown(header, rows, 2), note, "", *unsafe]
+
+
+def _scorers(value: dict[str, Any]) -> list[str]:
+    lines = []
+    for found in scorer_tables(value):
+        rows = [[escape(row["model"]), *(points(number) for number in row["values"])] for row in found["rows"]]
+        header = ["model", *(f"**{name}**" if name == found["counted"] else name for name in map(escape, found["names"]))]
+        lines += [f"### {found['title']}", "", *markdown(header, rows, 1)]
+    return ["Means over items; in bold: the one that counts above.", "", *lines]
 
 
 def _tests(value: dict[str, Any]) -> list[str]:
@@ -85,7 +132,7 @@ def _tests(value: dict[str, Any]) -> list[str]:
         if difference:
             difference += f" [{points(test['low'], signed=True)}, {points(test['high'], signed=True)}]"
         rows.append([
-            title(row["task"]), escape(row["model"]), row["metric"], points(row["macro"]), points(row["micro"]), str(row["n"]),
+            title(row["task"]), escape(row["model"]), row["metric"], points(row["macro"]), points(row["micro"]) + mark(row), str(row["n"]),
             f"[{points(row['low'])}, {points(row['high'])}]", points(row["base_value"]), difference,
             p_value(row["p_value"]), p_value(test.get("p_adjusted")), test.get("verdict") or "",
         ])  # fmt: skip

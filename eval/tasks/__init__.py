@@ -159,11 +159,15 @@ def _present(task: str, asked: _Asked, splits: Sequence[str]) -> list[str]:
         text = f"{task}: {len(lacking)} subjects have no {split} file below {data / task}"
         if not asked.allow_missing:
             raise UserError(
-                f"{text}: {', '.join(lacking)}. Add them, or set allow_missing=true to evaluate the others"
+                f"{text}: {_some(lacking)}. Add them, or set allow_missing=true to evaluate the others"
             )
         asked.warn(f"{text} and are left out")
         names = [name for name in names if name in here]
     return names
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _subject(

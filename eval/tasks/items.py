@@ -7,7 +7,6 @@ that names file and row: a benchmark with a hole in it has no score.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import re
 from collections.abc import Iterator
@@ -15,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from eval.tasks import files
+from eval.text_files import brief, content, json_lines, json_value, text
 from ziya.errors import UserError
 
 LETTERS = ("A", "B", "C", "D")
@@ -74,61 +72,56 @@ def read_subject(task: str, subject: str, paths: list[Path], split: str) -> list
     return result
 
 
-def _text(path: Path) -> str:
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError) as error:
-            raise UserError(f"{path} is not a whole gzip file ({error}): download it again") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = data[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {row}: not UTF-8 (byte {error.start}): download it again") from error
-
-
 def _letter_rows(task: str, path: Path, split: str) -> Iterator[dict[str, str]]:
     """Rows as question, A, B, C, D, answer (and C-Eval's explanation). MMLU has no header; C-Eval's test has no answers."""
-    reader = csv.reader(io.StringIO(_text(path), newline=""))
+    rows = _csv_rows(path)
     header = [*("question", *LETTERS), "answer"]
     if task != "mmlu":
-        header = [name.strip() if name.strip() in LETTERS else name.strip().lower() for name in next(reader, [])]
+        _, _, names = next(rows, (1, 1, []))
+        header = [name.strip() if name.strip() in LETTERS else name.strip().lower() for name in names]
         needed = {"question", *LETTERS}
         if not needed <= set(header):
-            raise UserError(f"{path}, row 1: the header is {header}, it needs id, question, A, B, C, D, answer")
+            raise UserError(f"{path}, row 1: the header is {brief(header)}, it needs id, question, A, B, C, D, answer")
     labelled = "answer" in header
     if not labelled and not (task == "ceval" and split == "test"):
         raise UserError(f"{path}, row 1: the header has no answer column: only C-Eval's test split is without answers")
-    for number, cells in enumerate(reader, start=1 if task == "mmlu" else 2):
+    for number, last, cells in rows:
         if not cells:
             continue
-        where = f"{path}, row {number} (ends on line {reader.line_num})"
+        where = f"{path}, row {number} (ends on line {last})"
         if len(cells) != len(header):
             raise UserError(f"{where}: {len(cells)} columns, the format has {len(header)}: restore the file")
         row = dict(zip(header, cells, strict=True))
         row.pop("", None)  # CMMLU numbers its rows in a column without a name
         row["answer"] = row.get("answer", "").strip()
         if labelled and row["answer"] not in LETTERS:
-            raise UserError(f"{where}: the answer is {row['answer']!r}, it must be A, B, C or D")
+            raise UserError(f"{where}: the answer is {brief(repr(row['answer']))}, it must be A, B, C or D")
         if not any(row[name].strip() for name in ("question", *LETTERS)):
             raise UserError(f"{where}: question and options are empty")
         yield row
 
 
+def _csv_rows(path: Path) -> Iterator[tuple[int, int, list[str]]]:
+    """(number of the row, line on which it ends, cells) of a CSV file."""
+    reader = csv.reader(io.StringIO(text(path), newline=""))
+    number = last = 0
+    try:
+        for number, cells in enumerate(reader, start=1):
+            last = reader.line_num
+            yield number, last, cells
+    except csv.Error as error:  # a quote that is never closed swallows the rest of the file
+        raise UserError(
+            f"{path}, row {number + 1} (begins on line {last + 1}): {brief(error)}: close its quotes or restore the file"
+        ) from error
+
+
 def _json_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """A file's JSON objects with the words that name their place: one of .json, one a line of .jsonl."""
-    text = _text(path)
-    lines = [(text, str(path))] if path.suffix == ".json" else []
-    if not lines:  # split at \n alone: JSON strings may hold U+2028, at which splitlines would cut
-        lines = [
-            (line, f"{path}, line {number}") for number, line in enumerate(text.split("\n"), start=1) if line.strip()
-        ]
-    for line, where in lines:
-        try:
-            value = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise UserError(f"{where}: not valid JSON ({error}): restore the file") from error
+    if path.suffix == ".json":
+        found = [(str(path), json_value(content(path), str(path)))]
+    else:
+        found = [(f"{path}, line {number}", value) for number, value, _ in json_lines(path)]
+    for where, value in found:
         if not isinstance(value, dict):
             raise UserError(f"{where}: holds a {type(value).__name__}, it must be an object")
         yield value, where
@@ -138,7 +131,7 @@ def _field(raw: dict[str, Any], where: str, *names: str) -> str:
     for name in names:
         if isinstance(raw.get(name), str) and raw[name].strip():
             return str(raw[name])
-    raise UserError(f"{where}: no text under {' or '.join(names)} (found {', '.join(raw) or 'nothing'})")
+    raise UserError(f"{where}: no text under {' or '.join(names)} (found {brief(', '.join(raw)) or 'nothing'})")
 
 
 def _gsm8k(raw: dict[str, Any], where: str) -> dict[str, str]:

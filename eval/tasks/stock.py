@@ -36,6 +36,11 @@ def config(
     task: str, subject: str, tests: Sequence[Item], dev: Sequence[Item], shots: int, sandbox: Sandbox | None
 ) -> dict[str, Any]:
     """The stock task's config with our items under its names of splits and fields."""
+    if task not in SHOT_SPLIT and shots > SHOTS[task]:
+        raise UserError(
+            f"{task}: {shots} shots are asked for, protocol lm-eval has {SHOTS[task]} worked examples for it: leave shots out, or "
+            f"evaluate {task} by itself"
+        )
     stock = {key: value for key, value in stock_yaml(task, subject).items() if key not in DROPPED}
     scored = stock.get("test_split") or stock["validation_split"]
     if task in LETTER_TASKS or task == "gsm8k":
