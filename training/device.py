@@ -56,15 +56,24 @@ def _no_compiling() -> None:
     vars(deepspeed.ops).setdefault("__compatible_ops__", {})
 
 
-def prepare() -> None:
-    """Call it before models and engines are made: DeepSpeed compiles nothing at start, and where there is no GPU
-    megatron-core's parallel layers and schedules run on the CPU.
+def _set_up_gpu(tensor: int) -> None:
+    """Sums inside BF16 products stay in FP32 (torch lets cuBLAS add partial sums in BF16), and the reductions of tensor
+    parallelism are queued before the products that hide them, which megatron-core leaves to one queue for all kernels."""
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    if tensor > 1:
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+
+
+def prepare(tensor: int = 1) -> None:
+    """Call it before CUDA starts and before models and engines are made: DeepSpeed compiles nothing at start, and where there
+    is no GPU megatron-core's parallel layers and schedules run on the CPU. `tensor`: tensor-parallel size.
 
     `torch.cuda.current_device()` is what megatron-core gives as `device=` of its buffers; without CUDA it only raises,
     so answering with the CPU takes nothing from anybody.
     """
     _no_compiling()
     if torch.cuda.is_available():
+        _set_up_gpu(tensor)
         return
     from megatron.core.pipeline_parallel import schedules
 

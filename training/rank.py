@@ -98,9 +98,9 @@ def _run(config: TrainConfig, stage: int, accepted: list[str], *, bare: bool, wa
     run = Path(config.run)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     device.ask_deterministic(config.model.deterministic)
+    device.prepare(config.parallel.tensor)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    device.prepare()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=config.launch.timeout_s))
     holding = contextlib.ExitStack()  # rank 0's share of RUN/lock, until the process ends

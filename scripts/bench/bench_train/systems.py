@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from bench_train.common import ACCUMULATE, Where, document_mask, hf_model
-from training import weights
+from training import device, weights
 from training.architecture import Architecture
 from training.config import OptimizerSettings
 from training.engine import Engine
@@ -21,10 +21,17 @@ RATE = 1e-4
 
 
 def ours(
-    shape: Architecture, where: Where, layout: Layout, *, bf16: bool, recompute: str, chunk: int = 1024
+    shape: Architecture,
+    where: Where,
+    layout: Layout,
+    *,
+    bf16: bool,
+    recompute: str,
+    chunk: int = 1024,
+    deterministic: bool = True,
 ) -> list[Llama]:
     """Our model with the weights of `hf_model`."""
-    numerics = Numerics(bf16=bf16, recompute=recompute, loss_chunk=chunk)
+    numerics = Numerics(bf16=bf16, recompute=recompute, loss_chunk=chunk, deterministic=deterministic)
     chunks = [part.to(where.device) for part in build(shape, layout, numerics)]
     reference = hf_model(shape, where, torch.bfloat16 if bf16 else torch.float32)
     weights.fill(list(chunks), reference.state_dict().__getitem__, shape, 0, 1)
@@ -33,18 +40,30 @@ def ours(
 
 
 class Ours:
-    """`training.engine` as a run uses it."""
+    """`training.engine` as a run uses it; `deterministic`: the setting of that name, on by default as in a run."""
 
-    def __init__(self, shape: Architecture, where: Where, layout: Layout, *, bf16: bool, recompute: str) -> None:
-        self.engine = Engine(ours(shape, where, layout, bf16=bf16, recompute=recompute), layout, OptimizerSettings())
+    def __init__(
+        self,
+        shape: Architecture,
+        where: Where,
+        layout: Layout,
+        *,
+        bf16: bool,
+        recompute: str,
+        deterministic: bool = True,
+    ) -> None:
+        device.ask_deterministic(deterministic)
+        chunks = ours(shape, where, layout, bf16=bf16, recompute=recompute, deterministic=deterministic)
+        self.engine = Engine(chunks, layout, OptimizerSettings())
 
     def step(self, rows: Sequence[Packed], targets: float) -> float:
         """One optimizer step over micro-batches; the loss."""
         return self.engine.step(rows, targets, RATE).loss
 
     def close(self) -> None:
-        """Take DeepSpeed's hooks off."""
+        """Take DeepSpeed's hooks off; the systems beside it are not asked for the same bits each time."""
         self.engine.deepspeed.destroy()
+        torch.use_deterministic_algorithms(False)
 
 
 class Peer:
@@ -149,10 +168,11 @@ def parity(shape: Architecture, where: Where, layout: Layout, part: Packed, *, b
     where.free()
     (chunk,) = ours(shape, where, layout, bf16=bf16, recompute="none")
     _, losses = chunk.loss(chunk(part), part, 1.0)
+    kernel = next(iter(chunk.layers.values())).attention.kernel
     counted = part.weights > 0
     difference = (losses - theirs)[counted].abs()
     found = {
-        "kernel": next(iter(chunk.layers.values())).attention.kernel.__name__,
+        "kernel": getattr(kernel, "func", kernel).__name__,
         "mean_loss": float(losses[counted].mean()),
         "mean_loss_transformers": float(theirs[counted].mean()),
         "largest_difference_of_a_token": float(difference.max()),
