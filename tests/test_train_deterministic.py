@@ -10,15 +10,17 @@ import os
 import sys
 from functools import partial
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import golden_debug
 import pytest
 import small_models
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from train_ranks import run_ranks
-from train_runs import CONFIG
+from train_runs import CONFIG, lines
 
 from training import attention, device
 from training.config import load_config
@@ -145,6 +147,9 @@ def test_a_kernel_that_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch, gp
     for kernel in ("flash", "torch"):
         with pytest.raises(UserError, match=rf"model\.kernel={kernel} runs on GPUs only, .*: set model\.kernel=auto"):
             attention.check(kernel, bf16=True)
+        attention.check(kernel, bf16=True, here=False)  # what other machines have is not known here
+        with pytest.raises(UserError, match="computes in BF16 only"):
+            attention.check(kernel, bf16=False, here=False)
 
 
 # --- what a step computes -----------------------------------------------------------------------------------------------
@@ -206,6 +211,29 @@ def test_no_operation_of_a_step_lacks_a_deterministic_form(name: str, bf16: bool
         assert not names & WITHOUT_A_FORM
         for ours, theirs in zip(told, plain, strict=True):
             assert ours == pytest.approx(theirs, rel=2e-2 if bf16 else 1e-6)
+
+
+def whole_run(rank: int, folder: Path, told: bool) -> tuple[set[str], list[dict[str, Any]]]:
+    """(operations, metrics) of a stage from its start-up checks over validation to its checkpoint."""
+    from training.layout import Layout, start_groups
+    from training.trainer import Trainer
+
+    changes = [f"run={folder / str(told)}", f"model.base={folder / 'base'}", f"data.sources.0.packs=[{folder / 'text'}]"]
+    changes += ["stages.0.tokens=512.0", f"telemetry.validation={{held: {folder / 'text'}}}", "model.precision=bf16"]
+    torch.use_deterministic_algorithms(told)
+    start_groups(Layout())
+    config = load_config(CONFIG, changes)
+    trainer = Trainer(config, 1, Layout(), SimpleNamespace(asked=False, launch=None))  # type: ignore[arg-type]
+    with Seen() as seen:
+        trainer.train()
+    return seen.names, lines(folder / str(told))
+
+
+def test_no_operation_of_a_run_lacks_a_deterministic_form(tmp_path: Path) -> None:
+    golden_debug.write_inputs(tmp_path)
+    (_, plain), (names, told) = (run_ranks(1, whole_run, tmp_path, wanted)[0] for wanted in (False, True))
+    assert {"embedding_dense_backward", "scatter_add_", "index_put_"} <= names and not names & WITHOUT_A_FORM
+    assert len(told) == 4 and told == plain  # a CPU has no other forms
 
 
 def test_it_is_on_unless_it_is_turned_off() -> None:

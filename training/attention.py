@@ -94,23 +94,23 @@ def choose(name: str = "auto", *, bf16: bool = True, deterministic: bool = False
     return torch_varlen if find_spec("torch.nn.attention.varlen") is not None else per_document
 
 
-def check(name: str, *, bf16: bool) -> None:
-    """UserError when the kernel that the config names cannot run on this machine or in this precision."""
+def check(name: str, *, bf16: bool, here: bool = True) -> None:
+    """UserError when the kernel that the config names cannot run in this precision or, where `here`, on this machine."""
     if name not in ("flash", "torch"):
         return
-    if not torch.cuda.is_available():
+    if here and not torch.cuda.is_available():
         raise UserError(f"model.kernel={name} runs on GPUs only, and torch sees none here: set model.kernel=auto")
     if not bf16:
         raise UserError(
             f"model.kernel={name} computes in BF16 only, and model.precision is fp32: set model.kernel=auto (it takes the plain "
             f"kernel in FP32), or model.precision=bf16"
         )
-    if name == "flash" and find_spec("flash_attn") is None:
+    if here and name == "flash" and find_spec("flash_attn") is None:
         raise UserError(
             "model.kernel=flash needs the package flash-attn, which is not installed: pip install 'ziya[gpu]', or set "
             "model.kernel=auto"
         )
-    if name == "torch" and find_spec("torch.nn.attention.varlen") is None:
+    if here and name == "torch" and find_spec("torch.nn.attention.varlen") is None:
         raise UserError(
             f"model.kernel=torch needs torch 2.10 or later, and this is {torch.__version__}: set model.kernel=auto"
         )

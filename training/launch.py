@@ -156,7 +156,7 @@ def launch(config: TrainConfig, number: int, accepted: Sequence[str] = ()) -> in
 
     with only_one(run):
         there = machines(config)
-        prepared = preflight.prepare(config, number, there.world, accepted)
+        prepared = preflight.prepare(config, number, there.world, accepted, here=not there.hosts)
         if prepared.start.finished(config.stage(number)):
             log(
                 f"stage {number} is finished: {prepared.start.state.stage_tokens:,} tokens, step {prepared.start.state.step}"
@@ -192,7 +192,7 @@ def _start(config: TrainConfig, number: int, there: Machines) -> subprocess.Pope
     (run / "logs").mkdir(exist_ok=True)
     message = watch.folder(run) / "launch.json"
     entry = {"stage": number, "config": config.model_dump(mode="json"), "threads": _threads(config, there)}
-    watch.put(message, entry | {"gpus": there.gpus} | watch.me())
+    watch.put(message, entry | watch.me())
     (watch.folder(run) / "alive").write_text("0", encoding="utf-8")
     port = config.launch.port or (PORT if there.hosts else _free_port())
     command = [sys.executable, "-u", "-m", "deepspeed.launcher.runner" if there.hosts else "deepspeed.launcher.launch"]

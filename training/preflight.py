@@ -53,13 +53,17 @@ def eos_of(base: Path) -> int | None:
     return first if isinstance(first, int) else None
 
 
-def prepare(config: TrainConfig, number: int, world: int, accepted: Sequence[str] = ()) -> Prepared:
-    """Check all that needs no ranks, and write RUN/config.json. UserError says what cannot work; nothing was changed then."""
+def prepare(
+    config: TrainConfig, number: int, world: int, accepted: Sequence[str] = (), *, here: bool = True
+) -> Prepared:
+    """Check all that needs no ranks, and write RUN/config.json. UserError says what cannot work; nothing was changed then.
+
+    `here`: ranks run on this machine, so that what it lacks, they lack."""
     from training.attention import check as check_kernel
     from training.checkpoint import whole_checkpoints
 
     stage = check_number(config, number)
-    check_kernel(config.model.kernel, bf16=config.model.precision == "bf16")
+    check_kernel(config.model.kernel, bf16=config.model.precision == "bf16", here=here)
     base, run = Path(config.model.base), Path(config.run)
     shape = read_architecture(base)
     if config.data.sequence_length > shape.positions:

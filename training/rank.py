@@ -39,8 +39,6 @@ def main(argv: Sequence[str]) -> int:
     try:
         if launch is not None:
             os.environ["OMP_NUM_THREADS"] = str(launch["threads"])
-            if not launch["gpus"]:
-                os.environ["DS_ACCELERATOR"] = "cpu"
         how = _run(config, stage, accepted, bare=launch is None, watching=watching)
         watching.leave(how)
         code = 0
@@ -91,7 +89,9 @@ def _run(config: TrainConfig, stage: int, accepted: list[str], *, bare: bool, wa
     import torch
     import torch.distributed as dist
 
-    from training import device, layout, plan_at_start, preflight
+    if not torch.cuda.is_available():  # each machine knows its own; DeepSpeed reads it when it is imported
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    from training import attention, device, layout, plan_at_start, preflight
     from training.architecture import read_architecture
     from training.trainer import Trainer
 
@@ -106,6 +106,7 @@ def _run(config: TrainConfig, stage: int, accepted: list[str], *, bare: bool, wa
     holding = contextlib.ExitStack()  # rank 0's share of RUN/lock, until the process ends
 
     def first() -> None:
+        attention.check(config.model.kernel, bf16=config.model.precision == "bf16")
         if dist.get_rank() == 0 and bare:
             holding.enter_context(only_one(run))
             preflight.prepare(config, stage, dist.get_world_size(), accepted)
