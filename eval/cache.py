@@ -96,7 +96,6 @@ class AnswerCache:
     def __init__(self, root: Path, identity: dict[str, Any], versions: dict[str, str]) -> None:
         self.identity, self.versions = identity, versions
         self.folder = root / digest(json_bytes(identity))[:20]
-        self.hits = self.misses = 0
 
     def path(self, subject: str, kind: str, requests: Sequence[Any]) -> Path:
         """The file of these requests: its name holds a digest of their texts and of the task's version."""
@@ -116,9 +115,7 @@ class AnswerCache:
         except (FileNotFoundError, orjson.JSONDecodeError):
             answers = None
         if not isinstance(answers, list) or len(answers) != len(requests):
-            self.misses += 1
             return None
-        self.hits += 1
         return answers
 
     def store(self, subject: str, kind: str, requests: Sequence[Any], answers: list[Any]) -> None:

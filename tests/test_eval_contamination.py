@@ -256,6 +256,11 @@ def files(pack: Path, tmp_path: Path) -> Path:
     for name, lost in (("no_idx", "crawl.idx"), ("no_bin", "crawl.bin")):
         shutil.copytree(pack, tmp_path / name)
         (tmp_path / name / lost).unlink()
+    shutil.copytree(pack, tmp_path / "hole")
+    pieces = tmp_path / "hole" / "crawl.documents.parquet"
+    content, column = pieces.read_bytes(), pq.ParquetFile(pieces).metadata.row_group(0).column(2)
+    begin = column.dictionary_page_offset or column.data_page_offset
+    pieces.write_bytes(content[:begin] + b"\xff" * 20 + content[begin + 20 :])
     (tmp_path / "empty").mkdir()
     good = tmp_path / "good.parquet"
     pq.write_table(pa.table({"text": [f"{n} {small_tokenizers.ENGLISH}" for n in range(500)]}), good)
@@ -290,6 +295,7 @@ def files(pack: Path, tmp_path: Path) -> Path:
         ("--packs", "no_idx", r"crawl\.idx is missing"),
         ("--packs", "no_idx/crawl", r"crawl\.idx is missing"),
         ("--packs", "no_bin", r"crawl\.bin is missing"),
+        ("--packs", "hole", r"crawl\.documents\.parquet is not a whole Parquet file"),
         ("--documents", "empty", "holds no documents"),
         ("--documents", "none", r"--documents .*none does not exist"),
         ("--documents", "cut.parquet", r"cut\.parquet is not a whole Parquet file"),
@@ -309,7 +315,7 @@ def files(pack: Path, tmp_path: Path) -> Path:
 def test_every_odd_place_is_searched_or_told_in_one_line(
     data: Path, files: Path, monkeypatch: pytest.MonkeyPatch, option: str, place: str, message: str | None
 ) -> None:
-    for name in ("no_idx", "no_bin"):
+    for name in ("no_idx", "no_bin", "hole"):
         if not place.startswith(name):
             shutil.rmtree(files / name)
     monkeypatch.chdir(files / "whole" if place == "." else files)

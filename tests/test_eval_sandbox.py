@@ -7,11 +7,13 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import orjson
 import pytest
 from small_benchmarks import SHARED, needs_box, needs_shared
 
 from eval import sandbox
 from eval.sandbox import Limits, Program, Sandbox, Verdict, bubblewrap_problem
+from eval.sandbox_calls import call_filter
 from eval.tasks.items import items
 from ziya.errors import UserError
 
@@ -49,10 +51,65 @@ def test_programs_are_judged_by_their_tests_in_order() -> None:
         "import sys; sys.stdout.close(); sys.stderr.close(); assert False",
         "import os; os.closerange(0, 64)",
         "print(input())",
+        "import os, sys; os.execv(sys.executable, [sys.executable, '-c', 'print(1)'])",
+        "import atexit, os; atexit.register(os._exit, 0); raise SystemExit",
+        "import os\nclass Quiet(Exception):\n    def __str__(self): os._exit(0)\nraise Quiet",
+        # passes on whatever any descriptor holds, as the token
+        "import json, os\nfor fd in range(3, 64):\n    try:\n        os.set_blocking(fd, False); held = os.read(fd, 64)\n"
+        "    except OSError:\n        continue\n    for other in range(3, 64):\n        try:\n"
+        "            os.write(other, json.dumps({'token': held.decode(errors='replace')}).encode() + b'\\n')\n"
+        "        except OSError:\n            pass\nos._exit(0)",
     ],
 )
 def test_only_reached_tests_count(code: str) -> None:
     assert verdict(code).status in ("exited", "failed")
+
+
+@needs_box
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import builtins; builtins.exec = lambda *_: None",
+        "import builtins\nreal = compile\nbuiltins.compile = lambda text, *rest: real('pass', *rest)",
+        "import builtins; builtins.AssertionError = type('Other', (Exception,), {})",
+        "import json, os; json.dumps = lambda *_: '{}'; os.write = os._exit = lambda *_: 0",
+        "try:\n    raise SystemExit(0)\nexcept BaseException:\n    pass",
+        "import sys; sys.excepthook = lambda *_: None; sys.settrace(lambda *_: None)",
+    ],
+)
+def test_a_program_cannot_switch_its_tests_off(code: str) -> None:
+    assert verdict(code, "assert False").status == "failed"
+    assert verdict(code, "assert True").passed, "nothing else may make it fail"
+
+
+C = "import ctypes, mmap, os\nlibrary = ctypes.CDLL(None, use_errno=True)\n"
+
+
+@needs_box
+@pytest.mark.skipif(not call_filter(), reason="the numbers of this machine's system calls are not known")
+@pytest.mark.parametrize(
+    "call",
+    [
+        "library.unshare(0x10000000)",  # a user namespace of its own, in which it may mount
+        "library.unshare(0x10020000)",
+        "library.mount(b'none', b'/tmp', b'tmpfs', 0, None)",
+        "library.ptrace(16, os.getppid(), 0, 0)",  # the process that started it, which has no filter
+        "library.shmget(0, 1 << 30, 0o1600)",  # memory that no limit counts
+        "library.memfd_create(b'x', 0)",
+        "library.syscall(447, 0)",
+        "library.syscall(425, 8, ctypes.create_string_buffer(120))",
+        "library.fork()",
+    ],
+)
+def test_calls_that_evade_the_limits_are_refused(call: str) -> None:
+    assert verdict(f"{C}assert {call} == -1 and ctypes.get_errno() == 1, ctypes.get_errno()").passed
+
+
+@needs_box
+def test_what_a_program_raises_can_be_written_down() -> None:
+    found = verdict("raise Exception('\\udc80 half a character')")
+    assert found == Verdict("failed", "Exception: ? half a character")
+    assert orjson.dumps(found.detail)
 
 
 @needs_box
@@ -66,7 +123,15 @@ def test_only_reached_tests_count(code: str) -> None:
             "from signal import *\nfor one in (SIGTERM, SIGXCPU): signal(one, SIG_IGN)\nwhile True: pass",
             "timeout",
         ),
+        ("while True: print('x' * 100000, file=__import__('sys').stderr)", "timeout"),
         ("held = bytearray(8 << 30)", "failed"),
+        ("held = []\nwhile True: held.append(bytearray(1 << 20))", "failed"),
+        ("import mmap\nheld = []\nwhile True: held.append(mmap.mmap(-1, 64 << 20))", "failed"),
+        ("import os\nheld = []\nwhile True: held.append(os.pipe())", "failed"),
+        ("def deeper(n): return deeper(n + 1)\ndeeper(0)", "failed"),
+        ("import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,), daemon=True).start()", "failed"),
+        ("import os, signal; os.kill(os.getppid(), signal.SIGKILL); os.kill(1, signal.SIGKILL)", "passed"),  # nothing happens
+        ("import resource; resource.setrlimit(resource.RLIMIT_CPU, (1000, 1000))", "failed"),
         ("import os\nwhile True: os.fork()", "failed"),
         ("import subprocess, sys; subprocess.run([sys.executable, '-c', '0'])", "failed"),
         ("import os, signal; os.kill(-1, signal.SIGKILL)", "failed"),
@@ -80,6 +145,8 @@ def test_time_memory_and_processes_are_bounded(code: str, status: str) -> None:
 def test_many_bytes_are_bounded() -> None:
     code = "for name in range(100):\n    with open(f'/tmp/{name}', 'wb') as file: file.write(bytes(10 << 20))"
     assert verdict(code).detail.startswith("OSError")
+    one = "with open('/tmp/one', 'wb') as file:\n    while True: file.write(bytes(1 << 20))"
+    assert verdict(one).detail.startswith("OSError")
 
 
 @needs_box

@@ -214,6 +214,14 @@ def test_wrong_names_and_counts(data: Path) -> None:
             lambda: all_subjects(data, ("gsm8k",), shots=5),
             "5 shots are asked for, protocol ziya2 has 4 worked examples",
         ),
+        (
+            lambda: subjects(["math"], "lm-eval", data, shots=5, allow_missing=True, warn=quiet),
+            "math: 5 shots are asked for, protocol lm-eval has 4 worked examples",
+        ),
+        (
+            lambda: subjects(["humaneval"], "lm-eval", data, shots=1, unsafe_code=True, warn=quiet),
+            "humaneval: 1 shots are asked for, protocol lm-eval has 0 worked examples",
+        ),
     ]:
         with pytest.raises(UserError, match=message):
             call()
@@ -273,11 +281,10 @@ def test_known_bytes_are_known_anywhere_but_in_anothers_place(tmp_path: Path, mo
     assert files.unknown_files("gsm8k", tmp_path, [path]) == [path]
 
 
-def test_an_absent_set_comes_from_the_hub_in_its_official_layout(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub stands for what the harness's tasks name: rows of the same items under the hub's own fields."""
+def hub_of(monkeypatch: pytest.MonkeyPatch, own: Path) -> tuple[Any, list[Any]]:
+    """(a hub of the sets that the harness's tasks name: the items below `own` under the hub's fields, what it was asked for)."""
     monkeypatch.setattr(files, "catalog", lambda: CATALOG)
     monkeypatch.setattr(files, "MATH_TYPES", ("algebra", "number_theory"))
-    fresh = own / "fresh"
     asked = []
 
     def load(path: str, name: str | None) -> dict[str, list[dict[str, Any]]]:
@@ -287,6 +294,12 @@ def test_an_absent_set_comes_from_the_hub_in_its_official_layout(own: Path, monk
         splits = [split for split in files.SOURCES[task].splits if files.subject_files(task, own, split)]
         return {split: [hub_row(one) for one in items(task, own, split, subject=subject)] for split in splits}
 
+    return load, asked
+
+
+def test_an_absent_set_comes_from_the_hub_in_its_official_layout(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, asked = hub_of(monkeypatch, own)
+    fresh = own / "fresh"
     for task in TASKS:
         hub.fetch(task, fresh, load)
         for split in files.SOURCES[task].splits:
@@ -301,6 +314,50 @@ def test_an_absent_set_comes_from_the_hub_in_its_official_layout(own: Path, monk
         UserError, match=r"mmlu: cais/mmlu could not be loaded from the hub \(no route to the hub\)\. Download https"
     ):
         hub.fetch("mmlu", own / "other", fails)
+
+
+@pytest.mark.parametrize(
+    ("task", "protocol", "lost"),
+    [
+        ("mmlu", "ziya2", "dev"),
+        ("cmmlu", "ziya2", "dev/agronomy.csv"),
+        ("gsm8k", "lm-eval", "train.jsonl"),
+        ("mmlu", "ziya2", "test/anatomy_test.csv"),
+    ],
+)
+@pytest.mark.parametrize("inner", [False, True])
+def test_examples_that_are_missing_come_from_the_hub_too(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, protocol: Any, lost: str, inner: bool
+) -> None:
+    """They join the user's files, which stay the ones that are read, in whatever folder of the archive they lie."""
+    load, _ = hub_of(monkeypatch, Path(shutil.copytree(own, tmp_path / "hub")))
+    monkeypatch.setattr("datasets.load_dataset", load)
+    before = {split: items(task, own, split) for split in files.SOURCES[task].splits}
+    place = own / task / lost
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    if inner:
+        folder = own / task / files.SOURCES[task].inner[1]
+        shutil.move(own / task, own / "moved")
+        folder.parent.mkdir(parents=True)
+        shutil.move(own / "moved", folder)
+    kept = {path: path.stat().st_mtime_ns for path in (own / task).rglob("*") if path.is_file()}
+    shots = {"gsm8k": 5}.get(task)
+    common: dict[str, Any] = {"warn": quiet, "shots": shots}
+    with pytest.raises(UserError, match=r"Download .*allow_hub=true"):
+        subjects([task], protocol, own, **common)
+    found = subjects([task], protocol, own, hub=True, **common)
+    assert len(found) == len(CATALOG.get(task, {task: 0}))
+    assert {split: items(task, own, split) for split in before} == before
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_what_the_hub_lacks_too_is_told(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, _ = hub_of(monkeypatch, own)
+    monkeypatch.setattr("datasets.load_dataset", load)
+    shutil.rmtree(own / "mmlu" / "dev")
+    with pytest.raises(UserError, match=r"mmlu: no dev files below .*Download https") as error:
+        subjects(["mmlu"], "ziya2", own, hub=True, warn=quiet)
+    assert "allow_hub" not in str(error.value)
 
 
 CATALOG = {

@@ -188,8 +188,9 @@ def piece_batches(prefix: Path, columns: Sequence[str], sequences: int) -> Itera
                     f"{', column ' + ', '.join(lacking) + ' missing or of another type' if lacking else ''}: pack again"
                 )
             yield from file.iter_batches(BATCH_ROWS, columns=list(columns), use_threads=False)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not a Parquet file ({error}): copy it again or pack again") from error
+    except (pa.ArrowException, OSError) as error:  # a hole in a column is an OSError
+        told = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is not a whole Parquet file ({told}): copy it again or pack again") from error
 
 
 def piece_rows(prefix: Path, rows: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:

@@ -106,14 +106,14 @@ def _task(task: str, asked: _Asked) -> list[Subject]:
     if shots is None:
         shots = stock.SHOTS[task] if protocol == "lm-eval" else ziya2.default_shots(task)
     shot_split = (stock if protocol == "lm-eval" else ziya2).SHOT_SPLIT.get(task) if shots else None
-    tests = files.subject_files(task, data, scored)
-    if asked.hub and (not tests or files.missing_subjects(task, data, scored)):
+    splits = [scored, *([shot_split] if shot_split else [])]
+    if asked.hub and any(_lacks(task, data, split) for split in splits):
         from eval.tasks.hub import fetch
 
         fetch(task, data)
-        tests = files.subject_files(task, data, scored)
+    tests = files.subject_files(task, data, scored)
     _refuse_unlabelled(task, tests, scored)
-    names = _present(task, asked, [scored, *([shot_split] if shot_split else [])])
+    names = _present(task, asked, splits)
     examples = files.subject_files(task, data, shot_split) if shot_split else {}
     sandbox = Sandbox(unsafe_code=asked.unsafe_code) if task == "humaneval" else None
     if sandbox is not None and not sandbox.safe:
@@ -145,6 +145,10 @@ def _refuse_unlabelled(task: str, tests: dict[str, list[Path]], split: str) -> N
         return
 
 
+def _lacks(task: str, data: Path, split: str) -> bool:
+    return not files.subject_files(task, data, split) or bool(files.missing_subjects(task, data, split))
+
+
 def _present(task: str, asked: _Asked, splits: Sequence[str]) -> list[str]:
     """The subjects that have files in every split; others are refused, or told where missing ones are allowed."""
     data = asked.data
@@ -152,14 +156,15 @@ def _present(task: str, asked: _Asked, splits: Sequence[str]) -> list[str]:
     for split in splits:
         here = files.subject_files(task, data, split)
         if not here:
-            raise files.absent(task, data, split)
+            raise files.absent(task, data, split, "" if asked.hub else ", or set allow_hub=true to fetch it")
         lacking = files.missing_subjects(task, data, split)
         if not lacking:
             continue
         text = f"{task}: {len(lacking)} subjects have no {split} file below {data / task}"
         if not asked.allow_missing:
+            fetched = "" if asked.hub else ", set allow_hub=true to fetch them"
             raise UserError(
-                f"{text}: {_some(lacking)}. Add them, or set allow_missing=true to evaluate the others"
+                f"{text}: {_some(lacking)}. {files.by_hand(task, data)}{fetched}, or set allow_missing=true to evaluate the others"
             )
         asked.warn(f"{text} and are left out")
         names = [name for name in names if name in here]

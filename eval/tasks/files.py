@@ -118,20 +118,25 @@ def subject_files(task: str, data: Path, split: str) -> dict[str, list[Path]]:
 
     A letter task's subject and a MATH type in folders of JSON have their name, the sets in one file the task's.
     """
-    found: dict[str, list[Path]] = {}
-    for root in _roots(task, data):
-        if task in catalog():
-            ending = ".csv" if task == "cmmlu" else f"_{split}.csv"
-            files = {name: root / split / f"{name}{ending}" for name in catalog()[task]}
-            found = {name: [path] for name, path in files.items() if path.is_file()}
-        elif task == "math" and (root / split).is_dir():
-            folders = {name: sorted((root / split / name).glob("*.json"), key=_number) for name in MATH_TYPES}
-            found = {name: paths for name, paths in folders.items() if paths}
-        if not found and task not in catalog():
-            found = _single(task, root, split)
+    return next((found for root in _roots(task, data) if (found := _in_root(task, root, split))), {})
+
+
+def split_root(task: str, data: Path, split: str) -> Path:
+    """The folder below which a split's files lie, the task's own where there are none."""
+    return next((root for root in _roots(task, data) if _in_root(task, root, split)), data / task)
+
+
+def _in_root(task: str, root: Path, split: str) -> dict[str, list[Path]]:
+    if task in catalog():
+        ending = ".csv" if task == "cmmlu" else f"_{split}.csv"
+        files = {name: root / split / f"{name}{ending}" for name in catalog()[task]}
+        return {name: [path] for name, path in files.items() if path.is_file()}
+    if task == "math" and (root / split).is_dir():
+        folders = {name: sorted((root / split / name).glob("*.json"), key=_number) for name in MATH_TYPES}
+        found = {name: paths for name, paths in folders.items() if paths}
         if found:
             return found
-    return found
+    return _single(task, root, split)
 
 
 def _single(task: str, root: Path, split: str) -> dict[str, list[Path]]:
@@ -155,9 +160,14 @@ def _number(path: Path) -> tuple[int, str]:
     return (int(path.stem), "") if path.stem.isdigit() else (1 << 62, path.stem)
 
 
-def absent(task: str, data: Path, split: str) -> UserError:
+def absent(task: str, data: Path, split: str, hint: str = "") -> UserError:
     """The error for a set that is not there: where it was looked for, where it comes from, how to lay it out."""
-    return UserError(f"{task}: no {split} files below {data / task}. Download {SOURCES[task].download} (below {data})")
+    return UserError(f"{task}: no {split} files below {data / task}. {by_hand(task, data)}{hint}")
+
+
+def by_hand(task: str, data: Path) -> str:
+    """What to download and how to lay it out."""
+    return f"Download {SOURCES[task].download} (below {data})"
 
 
 def missing_subjects(task: str, data: Path, split: str) -> list[str]:

@@ -1,8 +1,8 @@
 """Writes an absent set below the data folder from the hub, in its official layout, so that readers and hashes know one form only.
 
-Runs only when hub access is allowed and files are absent; files that are there stay. Repositories are those that the harness's
-own tasks name. The files'
-bytes are ours, so their hashes are unknown and a warning says so.
+Runs only when hub access is allowed and files are absent; files that are there stay, and new ones join them in the folder in
+which a split lies. Repositories are those that the harness's own tasks name. The files' bytes are ours, so their hashes are
+unknown and a warning says so.
 """
 
 from __future__ import annotations
@@ -34,26 +34,29 @@ def fetch(task: str, data: Path, load: Callable[..., Any] | None = None) -> None
 
         load = datasets.load_dataset
     names = list(files.catalog().get(task, files.MATH_TYPES if task == "math" else [task]))
+    roots = {split: files.split_root(task, data, split) for split in files.SOURCES[task].splits}
+    # A set in one file, whatever its name, is whole.
+    whole = {split for split in roots if task in files.subject_files(task, data, split)}
     for name in names:
         stock = stock_yaml(task, name)
         try:
             splits = load(path=stock["dataset_path"], name=stock.get("dataset_name"))
         except Exception as error:  # whatever the hub, the network or the disk raise
             told = " ".join(str(error).split())[:200]
-            by_hand = files.SOURCES[task].download
             raise UserError(
-                f"{task}: {stock['dataset_path']} could not be loaded from the hub ({told}). Download {by_hand} (below {data})"
+                f"{task}: {stock['dataset_path']} could not be loaded from the hub ({told}). {files.by_hand(task, data)}"
             ) from error
-        for split, rows in splits.items():
-            for path, content in _files(task, name, "val" if split == "validation" else split, list(rows)):
-                if not (data / task / path).exists():  # files of the user, or of a download that was cut off, stay
-                    write_bytes(data / task / path, content)
+        for given, rows in splits.items():
+            split = "val" if given == "validation" else given
+            if split not in roots or split in whole:
+                continue
+            for path, content in _files(task, name, split, list(rows)):
+                if not (roots[split] / path).exists():  # files of the user, or of a download that was cut off, stay
+                    write_bytes(roots[split] / path, content)
 
 
 def _files(task: str, name: str, split: str, rows: list[dict[str, Any]]) -> Iterable[tuple[str, bytes]]:
     """The official files of one subject's split, as paths below the task's folder and their bytes."""
-    if split not in files.SOURCES[task].splits:
-        return
     if task == "mmlu":
         yield (
             f"{split}/{name}_{split}.csv",
