@@ -7,6 +7,7 @@ import importlib
 import re
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -93,7 +94,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         "--prompt-variants", type=int, metavar="K", help="repeat each task over K wordings, print the spread (1)"
     )
     run.add_argument("--ppl", metavar="FILES", help="JSONL files of held-out documents: bits per byte by domain, with commas between")
-    run.add_argument("--unsafe-code", action="store_true", help="run HumanEval's programs without a sandbox")
+    run.add_argument("--unsafe-code", action="store_true", help="run HumanEval's programs even where no sandbox works")
     run.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights (auto)")
     run.add_argument("--batch-tokens", type=int, metavar="N", help="tokens of a batch (16384)")
     run.add_argument("--processes", type=int, metavar="N", help="processes with the whole model each (one per GPU)")
@@ -132,14 +133,23 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
+def columns(text: str) -> int:
+    """Columns of a terminal that a text takes: Chinese characters take two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
 def summary(out: Path, rows: Sequence[dict[str, Any]]) -> str:
     """What the terminal shows at the end: a line a model and task, the spread over wordings, where the rest lies."""
     from ziya.files import read_json
 
-    wide = max((len(row["model"]) for row in rows), default=0)
+    wide = max((columns(row["model"]) for row in rows), default=0)
+
+    def padded(name: str) -> str:
+        return name + " " * (wide - columns(name))
+
     lines = []
     for row in rows:
-        text = f"{row['model']:{wide}}  {row['task']:10} {100 * row['value']:6.2f}  [{100 * row['low']:.2f}, {100 * row['high']:.2f}]"
+        text = f"{padded(row['model'])}  {row['task']:10} {100 * row['value']:6.2f}  [{100 * row['low']:.2f}, {100 * row['high']:.2f}]"
         text += f"  {row['n']} items  macro {100 * row['macro']:.2f} micro {100 * row['micro']:.2f}"
         if row["base_value"] is not None:
             p_value = "" if row["p_value"] is None else f", p = {row['p_value']:.2g}"
@@ -150,7 +160,7 @@ def summary(out: Path, rows: Sequence[dict[str, Any]]) -> str:
     if (out / "variants.json").is_file():
         for line in read_json(out / "variants.json"):
             lines.append(
-                f"{line['model']:{wide}}  {line['task']:10} over {len(line['values'])} wordings: {100 * line['least']:.2f} to "
+                f"{padded(line['model'])}  {line['task']:10} over {len(line['values'])} wordings: {100 * line['least']:.2f} to "
                 f"{100 * line['greatest']:.2f}, mean {100 * line['mean']:.2f}"
             )
     return "\n".join([*lines, f"{out / 'table.md'}  {out / 'report.html'}"])

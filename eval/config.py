@@ -38,7 +38,7 @@ class EvalConfig(Settings):
     prompt_variants: int = free(
         1, "wordings of each prompt that are tried (fewer where a benchmark has fewer); the spread is printed", ge=1
     )
-    unsafe_code: bool = free(False, "run HumanEval's generated programs without a sandbox")
+    unsafe_code: bool = free(False, "run HumanEval's generated programs where no sandbox works; such scores are marked UNSAFE")
     allow_hub: bool = free(False, "fetch from the hub: a model that is no folder here, sets that are missing in data")
     ppl: list[str] = free([], "JSONL files (text, domain) of held-out documents whose bits per byte are measured")
     tokenizer: str | None = fixed(None, "folder of the tokenizer, for models whose own folder has none")
@@ -52,8 +52,8 @@ class EvalConfig(Settings):
     share_prefixes: bool = free(True, "run a few-shot prefix once for all questions behind it")
     processes: int | None = free(None, "processes, each with the whole model (null: one per GPU, 1 without GPUs)", ge=1)
     threads: int | None = free(None, "CPU threads of a process (null: cores / processes)", ge=1)
-    every: int = free(1, "of a run's exports, evaluate each n-th and the last", ge=1)
-    wait_s: float = free(0.0, "seconds to wait for a run's next export after the last one was evaluated", ge=0)
+    every: int = free(1, "of a run's exports, evaluate each n-th and the last (with wait_s: the last at the end of the wait)", ge=1)
+    wait_s: float = free(0.0, "seconds to wait for a run's next export, from the last one on; also for its first", ge=0)
     seed: int = free(1234, "of the bootstrap")
 
     @field_validator("tasks", "ppl", mode="before")

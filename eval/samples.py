@@ -4,7 +4,7 @@ Added: `task`, `subject`, `category`, `correct` (the score, 0 to 1), `shots` (ex
 every filter), `sample_hash` (of the item and its prompt: equal for two models exactly when both were asked the same).
 Left out: the prompt, where a request of the same item already shows it; MMLU alone would fill 200 MB a model with copies.
 
-Read back, a line is what scores need of it (`Line`, about 150 bytes): a folder of twenty models holds hundreds of thousands, a
+Read back, a line is what scores need of it (`Line`, about 130 bytes): a folder of twenty models holds hundreds of thousands, a
 gigabyte of texts. Whoever shows a line's texts reads them again from its place in the file (`whole`).
 """
 

@@ -84,7 +84,33 @@ def test_curves_have_bands_stages_and_the_base(out: Path) -> None:
     value = json.loads(read(out / "report.json"))
     places, _, numeric = curves.axis(value["models"])
     assert numeric and places["step-697"] == 697
+    numbered = [{**model, "stage": n} for n, model in enumerate(value["models"][-2:], start=1)]
+    assert [name for name, _, _ in curves.stages(numbered, places)] == ["stage 1", "stage 2"]
+    assert curves.shortened("a-long-model-name-step-100", 16) == "a-lon…e-step-100" and curves.shortened("short", 16) == "short"
     assert curves.stages(value["models"], places) == [("one", 0.0, 650.0), ("two 监督", 650.0, 697.0), ("three", 697.0, 700.0)]
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_the_legend_hides_nothing(out: Path, runs: int) -> None:
+    """It lies outside the panel: beside the title, or below where several runs need the room."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    value = json.loads(read(out / "report.json"))
+    for number, model in enumerate(value["models"]):
+        model["run"] = None if model["is_base"] else f"/work/a-run-{number % runs}"
+    with mpl.rc_context({"font.family": curves.fonts(), "font.size": 9}):
+        figure = Figure(figsize=(4.4, 3.1), layout="constrained")
+        axes = figure.add_subplot()
+        curves.panel(axes, value, "gsm8k")
+        figure.draw_without_rendering()
+    box, legend = axes.get_window_extent(), axes.get_legend().get_window_extent()
+    assert legend.y0 >= box.y1 - 1 or legend.y1 <= box.y0
+    labels = [text.get_window_extent() for text in [*axes.get_xticklabels(), axes.xaxis.label, axes._left_title]]
+    assert not any(legend.overlaps(label) for label in labels)
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1 and legend.y0 >= 0 and legend.y1 <= figure.bbox.y1
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert texts == (["base", "checkpoints"] if runs == 1 else ["base", *(f"a-run-{n}" for n in (1, 2, 0))])
 
 
 def test_models_without_tokens_are_points_in_their_order() -> None:

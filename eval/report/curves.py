@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from eval.report.collect import title
@@ -93,7 +94,7 @@ def stages(models: list[dict[str, Any]], places: dict[str, float]) -> list[tuple
     bands: list[tuple[str, float, float]] = []
     begin = 0.0
     named = sorted(
-        (places[model["model"]], str(model["stage"])) for model in models if model["model"] in places and model["stage"]
+        (places[model["model"]], stage_name(model["stage"])) for model in models if model["model"] in places and model["stage"]
     )
     for place, stage in named:
         if bands and bands[-1][0] == stage:
@@ -104,13 +105,23 @@ def stages(models: list[dict[str, Any]], places: dict[str, float]) -> list[tuple
     return bands
 
 
+def stage_name(stage: int | str) -> str:
+    """`stage 2` of the number in an export's ziya.json; a name stays."""
+    return f"stage {stage}" if isinstance(stage, int) else str(stage)
+
+
+def shortened(name: str, limit: int) -> str:
+    """At most `limit` characters; the end stays, for names of checkpoints differ there."""
+    return name if len(name) <= limit else f"{name[: limit // 3]}…{name[len(name) - (limit - limit // 3 - 1) :]}"
+
+
 def shade(axes: Any, bands: list[tuple[str, float, float]], width: float) -> None:
     """Stages as coloured columns with their names, upright where a column is narrow."""
     for number, (stage, begin, end) in enumerate(bands):
         axes.axvspan(begin, end, color=BANDS[number % len(BANDS)], zorder=0, linewidth=0)
         share = (end - begin) / width if width else 1
         if share > 0.03:
-            name = stage if len(stage) <= 14 else stage[:13] + "…"
+            name = shortened(stage, 14)
             axes.text(
                 (begin + end) / 2, 0.985, name, transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=7.5,
                 color=SOFT, parse_math=False, rotation=0 if share > 0.15 else 90,
@@ -143,7 +154,7 @@ def panel(axes: Any, value: dict[str, Any], task: str) -> None:
         colour = COLOURS[number % len(COLOURS)]
         x = [place for place, _ in found]
         y, low, high = ([100 * row[name] for _, row in found] for name in ("value", "low", "high"))
-        name = str(run) if run is not None and len(runs) > 1 else "checkpoints" if run is not None else "models"
+        name = shortened(Path(run).name, 24) if run is not None and len(runs) > 1 else "checkpoints" if run is not None else "models"
         if numeric and len(found) > 1:
             axes.plot(x, y, color=colour, marker="o", markersize=3.5, linewidth=1.6, label=name, zorder=4)
             axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0, zorder=3)
@@ -155,7 +166,7 @@ def panel(axes: Any, value: dict[str, Any], task: str) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(label, color=SOFT, fontsize=8)
     else:
-        names = [name if len(name) <= 16 else name[:15] + "…" for name in places]
+        names = [shortened(name, 16) for name in places]
         axes.set_xticks(list(places.values()), names, rotation=20 if len(names) > 2 else 0, parse_math=False)
         axes.set_xlim(-0.6, max(len(places) - 0.4, 0.6))
     low, high = axes.get_ylim()
@@ -164,8 +175,17 @@ def panel(axes: Any, value: dict[str, Any], task: str) -> None:
     axes.grid(axis="y", color="#d9dee6", linewidth=0.6, zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8, colors=SOFT)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="best", fontsize=7.5, frameon=False)
+    _legend(axes)
+
+
+def _legend(axes: Any) -> None:
+    """Beside the title, where it hides neither curves nor stages; below the panel when many runs need the room."""
+    count = len(axes.get_legend_handles_labels()[0])
+    shared: dict[str, Any] = {"fontsize": 7.5, "frameon": False, "borderaxespad": 0.1, "handlelength": 1.8, "columnspacing": 1.2}
+    if 0 < count <= 2:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1.01), ncols=2, **shared)
+    elif count:
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2, **shared)
 
 
 def rows_metric(rows: dict[str, dict[str, Any]]) -> str:
