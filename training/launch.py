@@ -258,7 +258,7 @@ def _follow(run: Path, child: subprocess.Popen[bytes], signals: list[int], bar: 
         metrics.look()
         if now - beat > watch.ALIVE_S:
             beat = now
-            (watch.folder(run) / "alive").write_text(str(now), encoding="utf-8")
+            watch.beat(run, now)
         if signals and asked is None:
             asked = signals[0]
             log(f"{signal.Signals(asked).name}: the running step ends, then the run is saved (again: end at once)")
@@ -283,7 +283,8 @@ def _follow(run: Path, child: subprocess.Popen[bytes], signals: list[int], bar: 
 
 def _kill(run: Path, child: subprocess.Popen[bytes]) -> None:
     """End the launcher and its ranks, here by their session, elsewhere by the file that each rank looks for."""
-    (watch.folder(run) / "abort").touch()
+    with contextlib.suppress(OSError):  # a full disk must not leave ranks behind
+        (watch.folder(run) / "abort").touch()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()

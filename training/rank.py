@@ -123,7 +123,7 @@ def _run(config: TrainConfig, stage: int, accepted: list[str], *, bare: bool, wa
     dist.barrier()
     if dist.get_rank() == 0:
         outcome = {"how": how, "stage": stage, "step": state.step, "tokens": state.tokens}
-        watch.put(watch.folder(run) / "outcome.json", outcome)
+        watch.say(run, 0, watch.folder(run) / "outcome.json", outcome)
         log(f"stage {stage} {how} at step {state.step}: {state.stage_tokens:,} tokens of it, {state.tokens:,} in all")
     trainer.end(how)  # rank 0 may wait here for exports; no other rank waits for it any more
     return how

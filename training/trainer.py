@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from training import checks, loop
+from training.agreement import told
 from training.architecture import Architecture, read_architecture
 from training.checkpoint import Checkpoints, SaveError
 from training.config import TrainConfig
@@ -33,6 +34,7 @@ from training.telemetry import Counts, Telemetry
 from training.validation import in_words, open_for_run
 from training.watch import Watch
 from training.weights import whole_to_native
+from ziya.errors import UserError
 from ziya.files import read_json
 from ziya.progress import log
 
@@ -105,7 +107,7 @@ class Trainer:
         self.bar: StageBar | None = None
         self.flag = loop.StopFlag()
         self.failed_saves = 0
-        self._ledger_written = time.monotonic()
+        self._ledger_written, self._ledger_late = time.monotonic(), False
         self.ledger: Ledger
         self.saved_step = -1
         self.exports = Exports(self.run, self.checkpoints.held, self.log, samples=config.checkpoint.export_samples)
@@ -198,7 +200,7 @@ class Trainer:
         if self.rank == 0:
             self.metrics.rewind(start.state)
             self.sinks.rewind(start.state.step or -1)
-            self.ledger.write(self.run / "ledger.json")
+            self._write_ledger()
         self.validation.rewind(start.state)
         if start.state.stage == 1 and start.state.step == 0:
             self.validate(start.state)  # the starting model, before anything moves
@@ -229,7 +231,7 @@ class Trainer:
             except SaveError as error:
                 self._failed(error, final)
         if self.rank == 0:
-            self.ledger.write(self.run / "ledger.json")
+            self._write_ledger()
 
     def _finish(self, wait: bool) -> None:
         """See to the save under way, and to an export that has ended."""
@@ -276,8 +278,18 @@ class Trainer:
         self._skips(state)
         self.ledger.book(batch)
         if self.rank == 0 and time.monotonic() - self._ledger_written > LEDGER_S:
+            self._write_ledger()
+
+    def _write_ledger(self) -> None:
+        """RUN/ledger.json, which others read; the checkpoints hold the books too, so a full disk ends nothing here."""
+        self._ledger_written = time.monotonic()
+        try:
             self.ledger.write(self.run / "ledger.json")
-            self._ledger_written = time.monotonic()
+            self._ledger_late = False
+        except (OSError, UserError) as error:
+            if not self._ledger_late:
+                self.log(f"warning: ledger.json stays behind ({told(error)}); training goes on")
+            self._ledger_late = True
 
     def report(
         self,

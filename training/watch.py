@@ -7,6 +7,7 @@
 | `launch/stop` | launcher | save and end: it got a signal |
 | `launch/abort` | launcher | end at once |
 | `launch/rank-N.json` | rank N | its host and process id; `left`: it has ended, and how |
+| `launch/words-N` | rank N | nothing: room for its last words on a disk that fills up |
 | `launch/outcome.json` | rank 0 | how training ended |
 | `errors/rank-N.json` | rank N, or one that misses it | what ended the run |
 
@@ -38,6 +39,7 @@ ALIVE_S, SILENT_S = (
     5.0,
     60.0,
 )  # the launcher writes `alive` this often; ranks elsewhere take so long a silence for its end
+WORDS = 32 << 10  # bytes kept for a rank's last words
 GRACE_S = 8.0  # after another rank's error: time for one's own, which may say more
 _NETWORK = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|broken pipe|tcpstore|timed out|socket|remote process", re.IGNORECASE
@@ -50,9 +52,27 @@ def folder(run: Path) -> Path:
 
 
 def put(path: Path, value: Any) -> None:
-    """Write JSON that readers see whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(orjson.dumps(value))
+    """Write JSON that readers see whole or not at all. Raises OSError, for a full disk too."""
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(orjson.dumps(value))
+    except UserError as error:
+        raise error.__cause__ if isinstance(error.__cause__, OSError) else OSError(str(error)) from error
+
+
+def say(run: Path, rank: int, path: Path, value: Any) -> None:
+    """`put` what must still be said for `rank` when the disk is full, in the room that `Watch` has kept for it. Raises OSError."""
+    try:
+        put(path, value)
+    except OSError:
+        (folder(run) / f"words-{rank}").unlink()
+        put(path, value)
+
+
+def beat(run: Path, now: float) -> None:
+    """The launcher lives: in place, so that a full disk cannot stop it, and what cannot be written ends nothing."""
+    with contextlib.suppress(OSError), (folder(run) / "alive").open("r+b") as file:
+        file.write(f"{now:<24}".encode())
 
 
 def read(path: Path) -> Any:
@@ -120,8 +140,8 @@ def write_error(run: Path, rank: int, error: BaseException | str) -> None:
         entry["type"] = type(error).__name__
         entry["network"] = not entry["user"] and bool(_NETWORK.search(f"{entry['type']} {text}"))
         entry["traceback"] = "".join(traceback.format_exception(error))
-    with contextlib.suppress(OSError):  # a full disk: the launcher still sees that the rank has gone
-        put(run / "errors" / f"rank-{rank}.json", entry)
+    with contextlib.suppress(OSError):  # the launcher still sees that the rank has gone
+        say(run, rank, run / "errors" / f"rank-{rank}.json", entry)
 
 
 def missing(run: Path, among: Iterable[int] | None = None) -> list[int]:
@@ -169,7 +189,8 @@ def write_gone(run: Path, rank: int) -> None:
     path = run / "errors" / f"rank-{rank}.json"
     entry = read(path)
     if isinstance(entry, dict):
-        put(path, entry | {"gone": True})
+        with contextlib.suppress(OSError):
+            say(run, rank, path, entry | {"gone": True})
 
 
 class Watch:
@@ -191,6 +212,7 @@ class Watch:
         (run / "errors" / f"rank-{rank}.json").unlink(missing_ok=True)
         if launch is not None:
             put(folder(run) / f"rank-{rank}.json", self._entry)
+            (folder(run) / f"words-{rank}").write_bytes(bytes(WORDS))
             threading.Thread(target=self._looking, name="watch", daemon=True).start()
 
     def ask(self, *_: Any) -> None:
@@ -203,7 +225,7 @@ class Watch:
         with contextlib.suppress(OSError):
             if self.launch is None:
                 return
-            put(folder(self.run) / f"rank-{self.rank}.json", self._entry | {"left": how})
+            say(self.run, self.rank, folder(self.run) / f"rank-{self.rank}.json", self._entry | {"left": how})
 
     def _looking(self) -> None:
         failed: float | None = None
