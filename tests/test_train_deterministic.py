@@ -53,6 +53,23 @@ def row(heads: int, groups: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 # --- asked for ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_products_add_in_fp32_and_tensor_ranks_queue_in_order(
+    monkeypatch: pytest.MonkeyPatch, gpu: None, tensor: int
+) -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_bf16_reduced_precision_reduction
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "")  # so that it is as before at the end
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
+    try:
+        matmul.allow_bf16_reduced_precision_reduction = True
+        device.prepare(tensor)
+        assert matmul.allow_bf16_reduced_precision_reduction is False
+        assert os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == (None if tensor == 1 else "1")
+    finally:
+        matmul.allow_bf16_reduced_precision_reduction = before
+
+
 def test_a_gpu_is_asked_before_it_starts(monkeypatch: pytest.MonkeyPatch, gpu: None) -> None:
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *given, **named: asked.append((given, named)))
