@@ -77,10 +77,11 @@ def test_checks_pass_and_fail(tmp_path: Path, tensor: int) -> None:
     faults = ("leak", "blind", "rows", "logits") if tensor == 2 else ("leak", "rows", "bf16 sums")
     for found in run_ranks(2, started, tmp_path, tensor, faults):
         said = found.pop("")
-        assert len(said) == 2 and said[0].startswith(f"layout: TP{tensor} PP{2 // tensor} DP1 ZeRO-1, 2 processes"), (
+        assert len(said) == 3 and said[0].startswith(f"layout: TP{tensor} PP{2 // tensor} DP1 ZeRO-1, 2 processes"), (
             said
         )
-        assert "documents do not see each other" in said[1] and "first logits equal transformers' within " in said[1]
+        assert said[1] == "comparing the first logits of 13.0 B parameters with transformers', layer by layer"
+        assert "documents do not see each other" in said[2] and "first logits equal transformers' within " in said[2]
         expected = {
             "leak": "the attention mask leaks",
             "blind": "the attention mask leaks",

@@ -27,6 +27,7 @@ from ziya.errors import UserError
 from ziya.files import digest
 
 PARITY_TOKENS = 32
+SLOW_PARAMETERS = 1_000_000_000  # more take transformers seconds on a CPU, up to 12 for each billion on two busy cores
 PARITY = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # how far logits may be off, as a share of their spread
 
 
@@ -49,6 +50,8 @@ def run(
     )
     told = [masks(engine, shape, place), equal_batches(place, first), accumulation(engine)]
     if start.kind == MODEL:
+        if shape.parameters > SLOW_PARAMETERS:
+            log(f"comparing the first logits of {shape.parameters / 1e9:.1f} B parameters with transformers', layer by layer")
         told.append(parity(engine, shape, place, start))
     log("checked: " + "; ".join(told))
 
