@@ -150,9 +150,9 @@ def test_waiting_for_exports_outlasts_the_timeout_of_collectives(
 ) -> None:
     """Two ranks, two exports that take longer together than a collective may."""
     run, tokens = tmp_path / "run", 4 * train_runs.LENGTH
-    slow(tmp_path / "slow", monkeypatch, 13)
+    slow(tmp_path / "slow", monkeypatch, 21)
     more = [f"stages.0.tokens={6 * tokens}.0", "checkpoint.every_steps=3", "checkpoint.keep=1", "--processes", "2"]
-    more += [f"checkpoint.export_every_tokens={3 * tokens}.0", "launch.timeout_s=25"]
+    more += [f"checkpoint.export_every_tokens={3 * tokens}.0", "launch.timeout_s=40"]
     code, said = train_runs.finish(train_runs.start(train_runs.arguments(made, run, *more)))
     assert code == 0 and "waiting for the export of step" in said and "warning: the export" not in said, said
     assert sorted(path.name for path in (run / "exports").iterdir()) == ["step-3", "step-6"]

@@ -122,28 +122,66 @@ def test_a_second_failed_save_in_a_row_ends_the_run_at_a_rollback_too(made: Path
         assert found["error"].startswith("SaveError: checkpoint step-8 was not saved (rank 1: no space left"), found
 
 
-def thawed(rank: int, folder: Path, run: Path, optimizer: str) -> dict[str, Any]:
-    """Stage 1 ends inside its embeddings-only phase, stage 2 takes its moments over or not."""
+def thawed(rank: int, folder: Path, run: Path, optimizer: str, elsewhere: bool) -> dict[str, Any]:
+    """Stage 1 ends inside its embeddings-only phase; stage 2 takes its moments over or not, in the same run or `elsewhere`."""
     from training import reshard
 
-    more = ["stages.0.embeddings_only_tokens=1e9", f"stages.1.optimizer={optimizer}", "parallel.zero=1"]
+    more = ["stages.0.embeddings_only_tokens=1e9", f"stages.1.optimizer={optimizer}"]
     with train_runs.trainer(folder, run, *more) as made:
         made.train()
         body = {f.name: f.tensors[reshard.FIRST] for f in reshard.owned(made.engine) if "layers" in f.name}
         frozen = {"still": all(not moment.any() for moment in body.values()), "steps": reshard.adam_steps(made.engine)}
+    if elsewhere:
+        more, run = [*more, f"stages.1.init_from={run}"], run.with_name(f"{run.name} elsewhere")
     with train_runs.trainer(folder, run, *more, stage=2) as made:
         made.train()
         state = {(f.name, kind): t.clone() for f in reshard.owned(made.engine) for kind, t in f.tensors.items()}
         return {"frozen": frozen, "state": state, "steps": reshard.adam_steps(made.engine), "said": made.said}
 
 
-def test_moments_start_anew_where_the_embeddings_only_phase_ends_with_its_stage(made: Path, tmp_path: Path) -> None:
-    carried, restarted = (run_ranks(1, thawed, made, tmp_path / kind, kind)[0] for kind in ("carry", "restart"))
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_moments_start_anew_where_the_embeddings_only_phase_ends_with_its_stage(
+    made: Path, tmp_path: Path, elsewhere: bool
+) -> None:
+    carried, restarted = (
+        run_ranks(1, thawed, made, tmp_path / kind, kind, elsewhere)[0] for kind in ("carry", "restart")
+    )
     assert carried["frozen"]["still"] and set(carried["frozen"]["steps"].values()) == {20.0}
     assert set(carried["steps"].values()) == {10.0}
     assert carried["state"].keys() == restarted["state"].keys()
     for key, value in carried["state"].items():
         assert torch.equal(value, restarted["state"][key]), key
     assert sum("embeddings-only phase ends" in line for line in carried["said"]) == 1
-    tokens = [line["tokens"] for line in train_runs.lines(tmp_path / "carry")]
-    assert tokens == [STEP * step for step in range(1, 31)]
+    if not elsewhere:
+        tokens = [line["tokens"] for line in train_runs.lines(tmp_path / "carry")]
+        assert tokens == [STEP * step for step in range(1, 31)]
+
+
+def exported(rank: int, folder: Path, run: Path, background: bool) -> tuple[list[int], list[str]]:
+    """Exports are due each seven steps, and the save that the first is due with fails; steps that are exported."""
+    from training import exporting
+
+    class Ended:
+        returncode = 0
+
+        def poll(self) -> int:
+            return 0
+
+    FullDisk(rank, 1, 2)
+    begun: list[int] = []
+    more = ["checkpoint.every_steps=4", f"checkpoint.export_every_tokens={7 * STEP}.0"]
+    more += [f"checkpoint.background={str(background).lower()}"]
+    with train_runs.trainer(folder, run, *more) as made:
+        exporting.subprocess.Popen = lambda command, **_: begun.append(int(command[-1])) or Ended()  # type: ignore[assignment]
+        made.train()
+        made.end("finished")
+        return begun, made.said
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_an_export_that_is_due_with_a_failed_save_is_made_with_the_next(
+    made: Path, tmp_path: Path, background: bool
+) -> None:
+    (found,) = run_ranks(1, exported, made, tmp_path / "run", background)
+    assert found[0] == [12, 20]
+    assert sum("step-8 was not saved" in line for line in found[1]) == 1
