@@ -139,11 +139,15 @@ def discard_stale(out: Path, name: str, identity: dict[str, Any]) -> None:
 
     Results that hold such scores go too; the run's end writes them anew.
     """
-    stale = [path for path in _kept(out, name) if not _is_of(path, identity)]
+    kept = {path: read_json(path).get("identity") or {} if path.is_file() else None for path in _kept(out, name)}
+    for path in (path for path, former in kept.items() if former is None):  # lines of a run that was killed before their record
+        path.with_suffix(".jsonl").unlink()
+    stale = {path: former for path, former in kept.items() if former is not None and former != identity}
     if not stale:
         return
-    told = dict.fromkeys("held-out texts" if path.parent.name == "perplexity" else path.stem for path in stale)
-    log(f"{name} is not what it was when it was scored: its former scores are discarded ({', '.join(told)})")
+    what = dict.fromkeys("held-out texts" if path.parent.name == "perplexity" else path.stem for path in stale)
+    changed = dict.fromkeys(key for former in stale.values() for key in identity if former.get(key) != identity[key])
+    log(f"{name} has other {', '.join(changed)} than when it was scored: its former scores are discarded ({', '.join(what)})")
     (out / "results.json").unlink(missing_ok=True)
     is_base = any(line["is_base"] for line in models(out) if line["model"] == name)
     for path in stale:
@@ -160,10 +164,6 @@ def _kept(out: Path, name: str) -> list[Path]:
     found = {path.with_suffix(".json") for folder in folders for path in folder.glob("*.json*")}
     bits = out / "perplexity" / f"{name}.json"
     return sorted(found) + ([bits] if bits.is_file() else [])
-
-
-def _is_of(path: Path, identity: dict[str, Any]) -> bool:
-    return path.is_file() and read_json(path).get("identity") == identity
 
 
 def _rewrite(path: Path, change: Callable[[Any], Any]) -> None:

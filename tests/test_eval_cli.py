@@ -163,7 +163,7 @@ def test_more_mistakes_are_one_clear_line(tmp_path: Path, capsys: pytest.Capture
     path.parent.mkdir(parents=True)
     path.write_text("Which?,1,2,3,4,A\n")
     said = refused(capsys, "m", "--tasks", "mmlu", "--data", str(tmp_path / "data"), "shots=0")
-    assert "56 subjects have no test file" in said and "and 48 more. Add them" in said and len(said) < 600
+    assert "56 subjects have no test file" in said and "and 48 more. Download" in said and len(said) < 900
     found = ["contamination", "--documents", str(path), "--data", str(tmp_path / "none"), "--output", str(path)]
     assert cli.main(found) == 2
     assert capsys.readouterr().err.strip().endswith("anatomy_test.csv is a file: give a folder")

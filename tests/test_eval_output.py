@@ -53,7 +53,7 @@ def test_scores_of_former_weights_are_discarded(
     rewrite(model, models / "second")
     rows = runner.run(config(model, data, out, **every | {"tasks": ["mmlu"]}))
     told = [line for line in capfd.readouterr().err.splitlines() if "discarded" in line]
-    assert len(told) == 1 and "model is not what it was" in told[0] and "(cmmlu, mmlu, held-out texts)" in told[0]
+    assert len(told) == 1 and "model has other weights than when it was scored" in told[0] and "(cmmlu, mmlu, held-out texts)" in told[0]
     assert {(row["model"], row["task"]) for row in rows} == {("base-base", "mmlu"), ("base-base", "cmmlu"), ("model", "mmlu")}
     after = scores(out)
     assert {key: value for key, value in after.items() if key[0] == "base-base"} == {
@@ -72,6 +72,17 @@ def test_scores_of_former_weights_are_discarded(
             runner.run(config(model, data, out, **every))
     assert not (out / "results.json").exists() and not (out / "perplexity.json").exists()
     assert {key[0] for key in scores(out)} == {"model"}
+
+
+def test_lines_without_a_record_are_no_scores(
+    world: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was killed between a task's lines and their record: nothing says what they were made from."""
+    out, settings = tmp_path / "out", config(world[0] / "first", world[1], tmp_path / "out", tasks=["cmmlu"], limit=1)
+    runner.run(settings)
+    shutil.copyfile(out / "samples" / "first" / "cmmlu.jsonl", out / "samples" / "first" / "mmlu.jsonl")
+    assert {row["task"] for row in runner.run(settings)} == {"cmmlu"}
+    assert "discarded" not in capfd.readouterr().err and (out / "samples" / "first" / "cmmlu.json").is_file()
 
 
 def test_scores_of_replaced_samples_leave_contamination(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

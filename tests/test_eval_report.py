@@ -185,6 +185,18 @@ def test_answers_are_told_in_words() -> None:
     assert samples.answer({"filtered_resps": [[-2.0, False], [-0.5, True]]}).startswith("B (log-probabilities A -2.00, B -0.50")
     assert samples.answer({"filtered_resps": ["7"], "resps": [["It is 7."]]}) == "7\n--- output ---\nIt is 7."
     assert samples.answer({"filtered_resps": ["7"], "resps": [["7"]]}) == "7"
+    letters = {"filtered_resps": [[-2.0, False], [-0.5, True]]}
+    assert samples.gold({**letters, "target": "1"}) == samples.gold({**letters, "target": 1}) == "B", "a letter, as the answers"
+    assert samples.gold({**letters, "target": "A"}) == "A" and samples.gold({**letters, "target": "7"}) == "7"
+    assert samples.gold({"filtered_resps": ["3"], "target": "1"}) == "1"
+    assert samples.gold({"doc": {"answer": "18"}, "target": "9*2=18"}) == "18\n--- solution ---\n9*2=18"
+    assert samples.gold({"doc": {"answer": "s"}, "target": "s"}) == "s"
+    assert samples.gold({"doc": {"canonical_solution": "    return 1"}, "target": "def check(): ..."}) == "    return 1"
+    verdict = {"program": "def f(): pass", "status": "failed", "detail": "AssertionError", "scores": {"pass@1": 0.0}}
+    assert samples.answer({"filtered_resps": [verdict], "resps": [["    pass"]]}) == "failed AssertionError\n--- output ---\n    pass"
+    math = {"answer": "\\frac12", "timeout": False, "scores": {"math": 1.0}}
+    assert samples.answer({"filtered_resps": [math], "resps": [["So it is."]]}).startswith("\\frac12\n--- output")
+    assert samples.answer({"filtered_resps": [{**math, "answer": ""}]}) == "(no answer found)" == samples.answer({"filtered_resps": [""]})
     assert samples.question({"doc": {"problem": "若 x=1"}}) == "若 x=1"
     assert samples.question({"doc": {}, "arguments": {"gen_args_0": {"arg_0": "the prompt", "arg_1": {}}}}) == "the prompt"
     choices = {"Question": "选", "choices": ["甲", "乙"]}

@@ -36,6 +36,22 @@ def question(line: Mapping[str, Any]) -> str:
     return str(arguments or "")[-QUESTION_CHARS:]
 
 
+def gold(line: Mapping[str, Any]) -> str:
+    """The right answer: an option's letter where the harness logs its place, the final answer above a worked solution, a program."""
+    target, filtered = _first(line.get("target")), line.get("filtered_resps")
+    options_asked = len(filtered) if isinstance(filtered, list) else 0
+    is_place = options_asked > 1 and target.isdecimal() and int(target) < min(options_asked, len(LETTERS))
+    if is_place:
+        return LETTERS[int(target)]
+    given = line.get("doc")
+    doc: Mapping[str, Any] = given if isinstance(given, dict) else {}
+    if isinstance(doc.get("canonical_solution"), str):  # HumanEval's target is the tests
+        return str(doc["canonical_solution"])
+    final = doc.get("answer")
+    has_final = options_asked < 2 and isinstance(final, str) and final.strip() not in ("", target.strip())
+    return f"{final}\n--- solution ---\n{target}" if has_final else target
+
+
 def answer(line: Mapping[str, Any]) -> str:
     """What the model said: the scored answer, then the raw output where it says more."""
     filtered, raw = line.get("filtered_resps"), line.get("resps")
@@ -51,15 +67,29 @@ def answer(line: Mapping[str, Any]) -> str:
         told = ", ".join(f"{letter} {value:.2f}" for letter, value in zip(LETTERS, values, strict=False))
         return f"{LETTERS[best] if best < len(LETTERS) else best + 1} (log-probabilities {told})"
     else:
-        said = _first(filtered)
+        said = _told(_first_of(filtered))
     output = _first(raw)
     return said if not output or output.strip() == said.strip() else f"{said}\n--- output ---\n{output}"
 
 
-def _first(value: Any) -> str:
+def _told(value: Any) -> str:
+    """What a scorer read in an output: a text or number, MATH's final answer, the verdict on a program."""
+    if isinstance(value, dict) and "program" in value:
+        return " ".join(filter(None, [str(value.get("status", "")), str(value.get("detail", ""))]))
+    if isinstance(value, dict):
+        value = "out of time" if value.get("timeout") else value.get("answer", "")
+    return _first(value) or "(no answer found)"
+
+
+def _first_of(value: Any) -> Any:
     while isinstance(value, (list, tuple)):
         value = value[0] if value else ""
-    return "" if value is None else str(value)
+    return value
+
+
+def _first(value: Any) -> str:
+    found = _first_of(value)
+    return "" if found is None else str(found)
 
 
 Item = tuple[str, list[Line | None]]  # (task, its line of each model)
@@ -115,7 +145,7 @@ def texts(folder: Path, chosen: Sequence[Item], models: Sequence[str]) -> list[d
             for (place, _), line in zip(there, read, strict=True):
                 item = shown[place]
                 if item["q"] is None:  # every model was asked the same
-                    item["q"], item["g"] = cut(question(line), QUESTION_CHARS), cut(_first(line.get("target")), ANSWER_CHARS)
+                    item["q"], item["g"] = cut(question(line), QUESTION_CHARS), cut(gold(line), ANSWER_CHARS)
                     item["s"] = str(line.get("subject") or "")
                 item["a"][number] = [round(float(line["correct"]), 4), cut(answer(line), ANSWER_CHARS)]
     return shown
