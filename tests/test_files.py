@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,30 @@ def test_users_errors_are_one_line_and_code_2(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == "error: found x; need y; change z\n"
     assert run_main(stop) == 130
     assert run_main(lambda: 0) == 0
+
+
+def test_a_path_that_cannot_be_used_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ZIYA_TRACEBACK", raising=False)
+    file = tmp_path / "文件"
+    file.write_text("x")
+
+    def told(work: Callable[[], object]) -> str:
+        assert run_main(lambda: int(bool(work()))) == 2
+        return capsys.readouterr().err
+
+    assert told(lambda: (tmp_path / "gone").read_text()) == (
+        f"error: {tmp_path / 'gone'}: no such file or folder: give the path of one that is there\n"
+    )
+    assert "文件/x: a part of this path is a file" in told((file / "x").read_text)
+    assert "it is there already" in told(file.mkdir)
+    assert "it is a folder" in told(tmp_path.read_text)
+    monkeypatch.setenv("ZIYA_TRACEBACK", "1")
+    assert "Traceback" in told((tmp_path / "gone").read_text)
+
+    def broken() -> int:
+        raise OSError(errno.EIO, "Input/output error", "disk")
+
+    with pytest.raises(OSError, match="Input/output"):  # not a mistake of the user's
+        run_main(broken)

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+import traceback
 from collections.abc import Callable
+
+# What a mistyped or unusable path raises, with what to do about it. Other OSErrors (network, broken disks) keep their traceback.
+_PATHS = {
+    errno.ENOENT: "no such file or folder: give the path of one that is there",
+    errno.ENOTDIR: "a part of this path is a file, not a folder: give another path",
+    errno.EEXIST: "it is there already, and not what is needed: give another path",
+    errno.EISDIR: "it is a folder, a file is needed: give another path",
+    errno.EACCES: "no permission: give another path, or change its rights",
+    errno.EPERM: "no permission: give another path, or change its rights",
+    errno.EROFS: "it lies on a disk that can only be read: give another path",
+    errno.ENAMETOOLONG: "the name is too long: give a shorter one",
+    errno.ENOSPC: "no space left on the disk: free some, then run the same command again",
+}
 
 
 class UserError(Exception):
@@ -11,9 +27,9 @@ class UserError(Exception):
 
 
 def run_main(main: Callable[[], int]) -> int:
-    """Run a command; turn a `UserError` into one line on stderr and exit code 2, Ctrl-C into 130.
+    """Run a command; turn a `UserError`, and a path that cannot be used, into one line on stderr and exit code 2, Ctrl-C into 130.
 
-    Everything else is a bug of ours and keeps its traceback.
+    Everything else is a bug of ours and keeps its traceback; ZIYA_TRACEBACK=1 shows that of a path too.
     """
     try:
         return main()
@@ -26,3 +42,10 @@ def run_main(main: Callable[[], int]) -> int:
     except BrokenPipeError:  # `ziya-data rules | head` closes our output early: not an error
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in _PATHS or error.filename is None:
+            raise
+        if os.environ.get("ZIYA_TRACEBACK"):
+            traceback.print_exc()
+        print(f"error: {os.fsdecode(error.filename)}: {_PATHS[error.errno]}", file=sys.stderr)
+        return 2
