@@ -203,6 +203,15 @@ def test_packs_of_another_tokenizer(made: Path, tmp_path: Path, capsys: Any) -> 
     given = train_runs.arguments(tmp_path, tmp_path / "run")
     sentencepiece_model(base / "tokenizer.model", vocab_size=600)
     assert "packed with another tokenizer.model" in refused(given, capsys)
+    for name in ("b", "c"):
+        oracle.write_pack(tmp_path / name, rows, "whole", facts)
+    packs = [tmp_path / name for name in ("text", "b", "c")]
+    said = refused([*given, f"data.sources.0.packs=[{','.join(map(str, packs))}]"], capsys)
+    assert f"{packs[0]}, {packs[1]} and {packs[2]} were packed with another tokenizer.model" in said
+    assert said.count("pack again") == 1
+    (base / "tokenizer.model").unlink()
+    said = refused([*given, f"data.sources.0.packs=[{','.join(map(str, packs))}]"], capsys)
+    assert f"has no tokenizer.model, which {packs[0]}, {packs[1]} and {packs[2]} were packed with: copy it there" in said
 
 
 def test_a_checkpoint_of_another_model(made: Path, tmp_path: Path, capsys: Any) -> None:
