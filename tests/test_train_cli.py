@@ -79,6 +79,26 @@ def test_help_tells_every_command_and_setting_and_stays_light() -> None:
     assert "  seed  [fixed; default 1234]" in done.stdout and "  run  [free; default 'run']" in done.stdout
 
 
+@pytest.mark.parametrize("given", [["plot", "x"], ["plan"], ["init"], ["export", "x"], ["--stage", "1"]])
+def test_ctrl_c_while_modules_are_imported_is_one_line(given: list[str]) -> None:
+    """The first module that is slow to import stands for all: the entry point must reach `run_main` before it."""
+    code = (
+        "import os, signal, sys\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('pydantic', 'numpy', 'torch', 'orjson', 'xxhash'):\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        f"sys.argv[1:] = {given!r}\n"
+        "from training.cli import main\n"
+        "sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=train_runs.ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (130, 1), done.stderr
+    assert done.stderr.startswith("interrupted")
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configs_are_read(path: Path) -> None:
     stages = [stage.number for stage in load_config(path).stages]
@@ -183,6 +203,15 @@ def test_packs_of_another_tokenizer(made: Path, tmp_path: Path, capsys: Any) -> 
     given = train_runs.arguments(tmp_path, tmp_path / "run")
     sentencepiece_model(base / "tokenizer.model", vocab_size=600)
     assert "packed with another tokenizer.model" in refused(given, capsys)
+    for name in ("b", "c"):
+        oracle.write_pack(tmp_path / name, rows, "whole", facts)
+    packs = [tmp_path / name for name in ("text", "b", "c")]
+    said = refused([*given, f"data.sources.0.packs=[{','.join(map(str, packs))}]"], capsys)
+    assert f"{packs[0]}, {packs[1]} and {packs[2]} were packed with another tokenizer.model" in said
+    assert said.count("pack again") == 1
+    (base / "tokenizer.model").unlink()
+    said = refused([*given, f"data.sources.0.packs=[{','.join(map(str, packs))}]"], capsys)
+    assert f"has no tokenizer.model, which {packs[0]}, {packs[1]} and {packs[2]} were packed with: copy it there" in said
 
 
 def test_a_checkpoint_of_another_model(made: Path, tmp_path: Path, capsys: Any) -> None:

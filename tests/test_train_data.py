@@ -231,6 +231,13 @@ def test_ledger_equals_a_list_of_rows(made: Any, tmp_path: Path) -> None:
             ledger.book(dataset.batch(ledger.next()))
         state = ledger.state()
         assert ledger.stage.data_index == count and [tuple(p) for p in ledger.stage.skipped] == skips[number]
+    read = {
+        source.name: sum(size for key, size in books.items() if key[1] == source.name) / source.tokens
+        for source in sources.items
+    }
+    assert ledger.reads() == read and max(read.values()) > 1
+    ahead = {name: times - read[name] for name, times in ledger.planned(1e6).items()}
+    assert sum(ahead[source.name] * source.tokens for source in sources.items) == pytest.approx(1e6)
     ledger.write(tmp_path / "ledger.json")
     file = read_ledger(tmp_path / "ledger.json")
     found: Counter[tuple[str, ...]] = Counter()

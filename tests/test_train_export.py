@@ -106,6 +106,30 @@ def test_an_earlier_export_is_replaced_and_nothing_else(trained: Path, tmp_path:
     assert (tmp_path / "mine" / "notes").read_text() == "keep"
 
 
+def test_the_samples_of_the_same_weights_stay(trained: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    out = export(trained, 2, tmp_path / "out", log=said.append)
+    for name in ("samples.md", "samples.json"):
+        (out / name).write_text("what step 2 writes")
+    assert export(trained, 2, out, log=said.append) == out
+    assert said[-1] == f"{out} holds this export already: it stays as it is"
+    assert (out / "samples.md").read_text() == (out / "samples.json").read_text() == "what step 2 writes"
+    for options, what in (({"average": 2}, "the mean of steps 1, 2"), ({"dtype": "fp32"}, r"step 2 (fp32, ")):
+        export(trained, 2, out, **options, log=said.append)  # type: ignore[arg-type]
+        assert len([line for line in said if f"is replaced by that of {what}" in line]) == 1
+        assert not (out / "samples.md").exists() and not (out / "samples.json").exists()
+    assert [line for line in said if "the export of step 2 (bf16, " in line and " with its samples is replaced" in line]
+    export(trained, 3, out, log=said.append)
+    assert "the export of step 2 (fp32, " in said[-1] and "with its samples" not in said[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_an_export_below_a_file_is_refused(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is a file, so no folder can be made in it"):
+        export(trained, 1, tmp_path / "file" / "out")
+
+
 def test_a_full_disk_leaves_the_earlier_export(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = export(trained, 1, tmp_path / "out")
 

@@ -50,6 +50,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_runs.write_pack(folder / "held", rows=5, seed=7)
     code, said = train_runs.finish(train_runs.start(train_runs.arguments(folder, folder / "whole", *told(folder))))
     assert code == 0 and said.count("memory plan of a rank, in GiB: weights 0.00, ") == 1, said
+    told_reads = [line.partition("each source: ")[2] for line in said.splitlines() if "has read each source: " in line]
+    assert told_reads == ["text 0 (to be 12.5 when stage 1 ends)", "text 12.5"]  # 200 steps of 4 of its 64 rows
     return folder
 
 

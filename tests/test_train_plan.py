@@ -60,6 +60,28 @@ def test_the_papers_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys:
     assert code == 0 and "\nActivations: of the plain kernels, " in said and "derived" not in said
 
 
+def test_tiny_models_have_digits_and_the_paper_none_more(tmp_path: Path, capsys: Any) -> None:
+    shape = tmp_path / "config.json"
+    shape.write_text(json.dumps({
+        "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "vocab_size": 128, "max_position_embeddings": 64,
+    }))  # fmt: skip
+    code, said = planned(capsys, "--config", str(CONFIG), "--gpus", "1", "--gpu", "h100", "--shape", str(shape))
+    assert code == 0 and "28.83 K parameters" in said, said
+    assert " 2.56 K tokens   20 steps " in said and " 0.00 " not in said.partition("a step takes")[2].partition("\n")[0]
+    assert "0.00 days" not in said and "0.0 GFLOP" not in said and "kFLOP a token" in said
+    assert [plan._amount(value, "KMB", 2) for value in (13.09e9, 0.3e9, 7e7, 950)] == ["13.09 B", "0.30 B", "70.00 M", "0.95 K"]
+    assert [plan._days(days) for days in (12.0, 0.05, 1e-6)] == ["12.00 days", "1.20 hours", "0.086 seconds"]
+
+
+def test_a_shape_named_in_a_config_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        planned(capsys, "--config", str(PAPER), "--gpus", "80", "--gpu", "h100")
+    said = str(error.value)
+    assert said.startswith("model.shape configs/models/") and f"does not exist in {tmp_path} (paths in a config" in said
+
+
 def test_where_the_shape_comes_from(tmp_path: Path, capsys: Any) -> None:
     config = load_config(CONFIG, [f"model.base={tmp_path / 'none'}"])
     with pytest.raises(UserError, match=r"name the shape with --shape FILE or model\.shape=FILE"):

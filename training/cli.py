@@ -9,8 +9,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from training.config import TrainConfig
-from ziya.config import MEASURING, phase, walk
 from ziya.errors import UserError, run_main
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
@@ -25,6 +23,11 @@ _MISSING = "ziya-train {}: this installation lacks {} (pip install 'ziya[train]'
 
 def settings_help() -> list[str]:
     """One line a setting: name, whether it is fixed for a run or free, default, meaning."""
+    from training.config import (
+        TrainConfig,  # what is slow to import comes inside `run_main`: Ctrl-C meanwhile is one line too
+    )
+    from ziya.config import MEASURING, phase, walk
+
     lines = []
     for name, field in walk(TrainConfig):
         default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"

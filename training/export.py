@@ -6,6 +6,7 @@ equal the weights it computed with. Padding rows of the vocabulary are cut off.
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +20,10 @@ from training.architecture import Architecture, hf_config
 from training.checkpoint import find, whole_checkpoints
 from training.hf_files import write_weights
 from training.reshard import MASTER, Stored, native_names
-from training.samples import tokenizer_file, write_samples
+from training.run_folder import check_parents
+from training.samples import SAMPLES_TEXT, tokenizer_file, write_samples
 from ziya.errors import UserError
-from ziya.exports import ABOUT, TOKENIZER_FILES, ExportFile, write_export
+from ziya.exports import ABOUT, SAMPLES, TOKENIZER_FILES, ExportFile, is_export, read_export, write_export
 from ziya.files import read_json, write_json
 
 COMPANIONS = (*TOKENIZER_FILES, "chat_template.jinja", "generation_config.json")
@@ -45,7 +47,8 @@ def export(
 
     `average`: FP32 mean of the masters of so many checkpoints, this one and those saved before it. `base`: folder of the
     tokenizer and generation settings (None: the model.base that the run was started with). `samples`: let the model write on
-    (`training.samples`). An earlier export at `out` is replaced once the new one is whole. Needs no process group.
+    (`training.samples`). An earlier export at `out` is replaced once the new one is whole, and stays, with its
+    samples, where the new one is the same. Needs no process group.
     Raises UserError: no or damaged checkpoints, `out` taken, samples without a tokenizer.
     """
     last = find(run, step)
@@ -53,6 +56,7 @@ def export(
         raise UserError(f"{run} has no checkpoint to export: give the folder of a run that has trained")
     stored = _averaged(run, last, average)
     out = out if out is not None else run / "exports" / f"step-{last.step}"
+    check_parents(out, f"--out {out}")
     if out.exists() and not (out / ABOUT).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists and is no export: give another folder")
     for one in stored:
@@ -66,6 +70,7 @@ def export(
         base = Path(str(last.manifest.extras.get("config", {}).get("model", {}).get("base", "")) or "/nonexistent")
     if samples:
         tokenizer_file(base)
+    about = _about(stored, shape, dtype)
     temporary = out.with_name(f"{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -78,7 +83,12 @@ def export(
             log(f"warning: {base} holds no tokenizer: copy the tokenizer's files to {out} before use")
         if samples:
             write_samples(temporary)
-        write_export(temporary, _about(stored, shape, dtype))
+        write_export(temporary, about)
+        if not samples and _same(temporary, out):  # samples that lie there were made by this very model
+            log(f"{out} holds this export already: it stays as it is")
+            shutil.rmtree(temporary)
+            return out
+        _tell_replaced(out, about, log)
         _put(temporary, out)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -131,6 +141,29 @@ def _config(shape: Architecture, base: Path, dtype: str, log: Callable[[str], No
         log(f"warning: pad_token_id {padding} of {path} is a padding row and is left out")
         del config["pad_token_id"]
     return config
+
+
+def _same(made: Path, out: Path) -> bool:
+    """Whether `out` holds every file of the folder `made` with the same bytes."""
+    return all((out / path.name).is_file() and filecmp.cmp(path, out / path.name, False) for path in made.iterdir())
+
+
+def _tell_replaced(out: Path, about: ExportFile, log: Callable[[str], None]) -> None:
+    """One line when an export of other weights, or its samples, are about to go."""
+    if not is_export(out):
+        return
+    try:
+        before = _weights(read_export(out))
+    except UserError:  # of another version or damaged: what it held is not known
+        before = "what cannot be read"
+    lost = [name for name in (SAMPLES, SAMPLES_TEXT) if (out / name).is_file()]
+    log(f"{out}: the export of {before}{' with its samples' if lost else ''} is replaced by that of {_weights(about)}")
+
+
+def _weights(about: ExportFile) -> str:
+    steps = about.averaged_steps
+    which = f"step {about.step}" if len(steps) == 1 else f"the mean of steps {', '.join(map(str, steps))}"
+    return f"{which} ({about.dtype}, {about.architecture.get('vocab_size', '?')} rows)"
 
 
 def _about(stored: Sequence[Stored], shape: Architecture, dtype: Literal["bf16", "fp32"]) -> ExportFile:

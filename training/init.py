@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from training.architecture import Architecture, hf_config, parse_architecture, read_architecture
 from training.init_tokenizer import BaseTokenizer, NewTokenizer, extend_tokenizer, open_tokenizer
+from training.run_folder import check_parents
 from training.vocabulary import TextCounts, count_tokens, read_characters, read_texts
 from ziya.errors import UserError
 from ziya.files import TEMPORARY, digest, file_digest, json_bytes, read_json, write_bytes, write_json
@@ -274,6 +275,7 @@ def _inputs(base: Path, weights: HFWeights, characters: Sequence[str], text: Pat
 
 def _standing(output: Path, wanted: str) -> dict[str, Any] | None:
     """The record of a finished init of the same inputs; None when nothing stands there; UserError otherwise."""
+    check_parents(output, f"--output {output}")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     record = read_json(output / "init.json") if (output / "init.json").is_file() else None

@@ -32,7 +32,7 @@ from typing import Any
 
 import psutil
 
-from training import preflight, watch
+from training import preflight, run_folder, watch
 from training.config import TrainConfig
 from training.progress import Follower, StageBar
 from ziya.errors import UserError
@@ -118,7 +118,9 @@ def only_one(run: Path) -> Iterator[None]:
     """Hold RUN/lock, so that no second launch trains in the same run. UserError names who holds it.
 
     The lock is shared with rank 0 (`share_lock`): a run whose launching process was killed is held until its ranks have ended.
+    A folder that was made for a start that is refused goes again.
     """
+    made = run_folder.missing(run)
     run.mkdir(parents=True, exist_ok=True)
     with (run / "lock").open("a+", encoding="utf-8") as file:
         try:
@@ -134,7 +136,11 @@ def only_one(run: Path) -> Iterator[None]:
         file.flush()
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        yield
+        try:
+            yield
+        except UserError:
+            run_folder.take_back(made)
+            raise
 
 
 def share_lock(run: Path) -> Any:
@@ -149,6 +155,7 @@ def launch(config: TrainConfig, number: int, accepted: Sequence[str] = ()) -> in
     """Train stage `number`; the exit code: 0 finished, 128 + signal stopped and saved, 1 a rank failed. UserError otherwise."""
     config = absolute(config)
     run = Path(config.run)
+    run_folder.check(config)
     signals: list[int] = []
 
     def note(signum: int, frame: FrameType | None) -> None:

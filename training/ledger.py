@@ -56,6 +56,23 @@ class Ledger:
         """Tokens trained on in all stages."""
         return sum(stage.tokens for stage in self.file.stages.values())
 
+    def reads(self) -> dict[str, float]:
+        """Source of the config -> how often the run has read it: tokens trained on, in all stages and roles, by its packs'."""
+        booked = dict.fromkeys(self._names, 0)
+        for stage in self.file.stages.values():
+            for book in stage.streams:
+                if book.source in booked:
+                    booked[book.source] += book.first_seen + book.repeated
+        items = self.dataset.sources.items
+        return {name: booked[name] / max(items[number].tokens, 1) for name, number in self._names.items()}
+
+    def planned(self, left: float) -> dict[str, float]:
+        """`reads` when `left` more tokens of this stage are trained on, by its shares."""
+        found = self.reads()
+        for stream in self.dataset.order.streams:
+            found[stream.source.name] += stream.share * left / max(stream.source.tokens, 1)
+        return found
+
     def next(self) -> int:
         """The next data_index that is not skipped."""
         index = self.stage.data_index

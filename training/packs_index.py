@@ -251,8 +251,10 @@ def _prefix(path: str | Path) -> Path:
 
 def check_sources(sources: Sources, vocab_size: int, model: Path | None = None) -> None:
     """Refuse packs that a model cannot read: UserError names every pack with ids from `vocab_size` (rows that are not
-    padding) on, or whose tokenizer is not the one in the Hugging Face folder `model`."""
+    padding) on, or whose tokenizer is not the one in the Hugging Face folder `model`; packs with one trouble stand together."""
     problems = []
+    absent: dict[str, list[str]] = {}
+    other: dict[str, list[str]] = {}
     files = {"sentencepiece": "tokenizer.model", "huggingface": "tokenizer.json"}
     contents: dict[str, bytes | None] = {}
     for source in sources.items:
@@ -270,14 +272,25 @@ def check_sources(sources: Sources, vocab_size: int, model: Path | None = None) 
                 contents[name] = (model / name).read_bytes() if (model / name).is_file() else None
             content = contents[name]
             if content is None:
-                problems.append(f"{model} has no {name}, which {pack.prefix} was packed with: copy it there")
+                absent.setdefault(name, []).append(str(pack.prefix))
             elif tokenizer_fingerprint(spelled.kind, content, spelled.eos_id, spelled.pad_id) != spelled.fingerprint:
-                problems.append(
-                    f"{pack.prefix} was packed with another {name} than {model / name}: pack again with the model's, or "
-                    "start from the model that has the packs' tokenizer"
-                )
+                other.setdefault(name, []).append(str(pack.prefix))
+    problems += [
+        f"{model} has no {name}, which {_and(packs)} packed with: copy it there" for name, packs in absent.items()
+    ]
+    for name, packs in other.items():
+        problems.append(
+            f"{_and(packs)} packed with another {name} than {model}/{name}: pack again with the model's, or start from the "
+            "model that has the packs' tokenizer"
+        )
     if problems:
         raise UserError("; ".join(problems))
+
+
+def _and(names: Sequence[str]) -> str:
+    """`a was`, `a and b were`, `a, b and c were`; of a name given twice one."""
+    once = list(dict.fromkeys(names))
+    return f"{once[0]} was" if len(once) == 1 else f"{', '.join(once[:-1])} and {once[-1]} were"
 
 
 def check_same(before: Mapping[str, Sequence[str]], sources: Sources) -> None:

@@ -93,7 +93,11 @@ def shape_of(config: TrainConfig, given: Path | None) -> tuple[Architecture, Pat
     if path.is_dir():
         return read_architecture(path), path / "config.json"
     if not path.is_file():
-        raise UserError(f"{path} does not exist: give a config.json in Hugging Face's form (see configs/models/)")
+        name = f"model.shape {path}" if given is None else str(path)
+        where = "" if path.is_absolute() else f" in {Path.cwd()} (paths in a config, too, are relative to the current folder)"
+        raise UserError(
+            f"{name} does not exist{where}: give a config.json in Hugging Face's form (see configs/models/)"
+        )
     return parse_architecture(read_json(path), path), path
 
 
@@ -188,10 +192,10 @@ def render(plan: dict[str, Any], name: str) -> str:
     """The plan for people."""
     shape, per_token = plan["shape"], plan["flops_per_token"]
     lines = [
-        f"model   {shape['parameters'] / 1e9:.2f} B parameters: {shape['layers']} layers, hidden {shape['hidden']}, "
+        f"model   {_amount(shape['parameters'], 'KMB', 2)} parameters: {shape['layers']} layers, hidden {shape['hidden']}, "
         f"{shape['vocab_size']:,} vocabulary rows ({shape['file']})",
-        f"FLOPs   {per_token['causal'] / 1e9:.1f} GFLOP a token of {per_token['length']:,} forward and backward, causal "
-        f"({per_token['full'] / 1e9:.1f} with the masked half)",
+        f"FLOPs   {_amount(per_token['causal'], 'kMG', 1)}FLOP a token of {per_token['length']:,} forward and backward, causal "
+        f"({_amount(per_token['full'], 'kMG', 1)}FLOP with the masked half)",
         f"step    {plan['rows_per_step']} rows x {per_token['length']:,} tokens on {plan['gpus']} x {name}",
         "",
     ]
@@ -208,7 +212,7 @@ def render(plan: dict[str, Any], name: str) -> str:
     if plan["stages"]:
         lines.append(f"Time for the budgets ({plan['times_of']}):")
         lines += [
-            f"  stage {one['stage']}   {one['tokens'] / 1e9:,.2f} B tokens   {one['steps']:,.0f} steps   {one['days']:,.2f} days"
+            f"  stage {one['stage']}   {_amount(one['tokens'], 'KMB', 2)} tokens   {one['steps']:,.0f} steps   {_days(one['days'])}"
             for one in plan["stages"]
         ]
         lines.append("")
@@ -224,6 +228,27 @@ def render(plan: dict[str, Any], name: str) -> str:
         lines.append("No layout fits: take more GPUs, larger ones, or a smaller global batch.")
     lines += ["", f"Activations: {ACTIVATIONS[plan['fused']]}.", f"Estimates: {plan['unknown']}."]
     return "\n".join(lines)
+
+
+def _amount(value: float, letters: str, places: int) -> str:
+    """`13.02 B`: in thousands, millions or billions, the largest of which `places` shows two digits at least."""
+    for power, letter in ((9, letters[2]), (6, letters[1]), (3, letters[0])):
+        if value >= 10.0 ** (power + 1 - places):
+            return f"{value / 10.0**power:,.{places}f} {letter}"
+    return f"{value:,.0f} "
+
+
+def _seconds(value: float) -> str:
+    """`12.34`, and two digits of less than a tenth."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def _days(value: float) -> str:
+    """`12.34 days`, and hours or seconds of little."""
+    for unit, size in (("days", 1.0), ("hours", 24.0), ("minutes", 1440.0)):
+        if value * size >= 0.1:
+            return f"{value * size:,.2f} {unit}"
+    return f"{value * 86400:.2g} seconds"
 
 
 def _memory(one: dict[str, Any], gpu: dict[str, Any]) -> list[str]:
@@ -245,12 +270,12 @@ def _memory(one: dict[str, Any], gpu: dict[str, Any]) -> list[str]:
 def _step(one: dict[str, Any], gpu: dict[str, Any]) -> list[str]:
     step = one["step"]
     causes = ", ".join(
-        f"{name} {step[name]:.2f}"
+        f"{name} {_seconds(step[name])}"
         for name in ("compute", "bubble", "tensor", "pipeline", "data", "update")
         if step[name]
     )
     return [
-        f"  a step takes {step['seconds']:.2f} s ({causes}): {one['tokens_per_s'] / one['layout']['world']:,.0f} tokens/s/GPU, "
+        f"  a step takes {_seconds(step['seconds'])} s ({causes}): {one['tokens_per_s'] / one['layout']['world']:,.0f} tokens/s/GPU, "
         f"{step['tflops']:.0f} model TFLOPS a GPU, {100 * one['utilisation']:.1f} % of {gpu['peak']:.0f}"
     ]
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training import run_folder
 from training.architecture import Architecture, read_architecture
 from training.config import TrainConfig
 from training.stages import CHECKPOINT, MODEL, Start, check_number, find_start
@@ -63,6 +64,7 @@ def prepare(
     from training.checkpoint import whole_checkpoints
 
     stage = check_number(config, number)
+    run_folder.check(config)
     check_kernel(config.model.kernel, bf16=config.model.precision == "bf16", here=here)
     base, run = Path(config.model.base), Path(config.run)
     shape = read_architecture(base)

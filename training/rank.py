@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from training import watch
+from training import run_folder, watch
 from training.config import TrainConfig, load_config
 from training.launch import absolute, only_one, share_lock
 from ziya.config import parse
@@ -26,6 +26,8 @@ def main(argv: Sequence[str]) -> int:
     number = int(os.environ["RANK"])
     try:
         config, stage, accepted, launch = _arguments(argv)
+        if launch is None:
+            run_folder.check(config)  # before anything is written there
     except UserError as error:  # bare launches only: `ziya-train` has parsed it before
         print(f"error: {error}" if number == 0 else "", file=sys.stderr, end="\n" if number == 0 else "")
         return 2

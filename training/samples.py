@@ -25,6 +25,7 @@ PROMPTS = {
     "code": ("def fibonacci(n):\n", "import numpy as np\n\ndef normalize(", "SELECT name, COUNT(*) FROM "),
 }
 TOKENS = 64
+SAMPLES_TEXT = "samples.md"
 _FILES = ("tokenizer.json", "tokenizer.model")
 
 
@@ -64,7 +65,7 @@ def write_samples(folder: Path, tokens: int = TOKENS) -> None:
             text = decode([token for token in made[: len(made) - ended] if token < tokenizer.vocab_size])
             found[language].append({"prompt": prompt, "text": text, "tokens": len(made) - len(ids), "ended": ended})
     write_json(folder / SAMPLES, {"version": 1, "greedy": True, "max_new_tokens": tokens, "samples": found})
-    write_bytes(folder / "samples.md", _markdown(found).encode())
+    write_bytes(folder / SAMPLES_TEXT, _markdown(found).encode())
 
 
 def _decoder(path: Path) -> Callable[[Sequence[int]], str]:

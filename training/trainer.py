@@ -139,13 +139,23 @@ class Trainer:
             batches = self.batches = Batches(ahead)
             first = batches.read(state.data_index)[1]
             checks.run(self.engine, self.shape, self.place, self.config, first, start, self.log)
+            self._tell_reads(state, planned=True)
             new_rows = first_new_row(self.base, self.shape)
             ended = loop.train_stage(
                 self.config, self.stage, self.engine, batches, state, self.judge, self._services(), new_rows=new_rows
             )
         if self.bar is not None:
             self.bar.close()
+        self._tell_reads(ended[1], planned=False)
         return ended
+
+    def _tell_reads(self, state: RunState, *, planned: bool) -> None:
+        """One line: how often each source was read, by the books of all stages, and will be by the end of this one."""
+        now = self.ledger.reads()
+        then = self.ledger.planned(max(self.stage.tokens - state.stage_tokens, 0.0)) if planned else {}
+        ahead = {name: f" (to be {times:.3g} when stage {self.stage.number} ends)" for name, times in then.items()}
+        told_of = ", ".join(f"{name} {times:.3g}{ahead.get(name, '')}" for name, times in now.items())
+        self.log(f"times that the run has read each source: {told_of}")
 
     def end(self, how: str) -> None:
         """See to the exports that are left. Not collective, and it may take long: other ranks have nothing to wait for."""
