@@ -140,6 +140,8 @@ def columns(text: str) -> int:
 
 def summary(out: Path, rows: Sequence[dict[str, Any]]) -> str:
     """What the terminal shows at the end: a line a model and task, the spread over wordings, where the rest lies."""
+    from eval.report.collect import p_value, points
+    from eval.statistics import pairs_told
     from ziya.files import read_json
 
     wide = max((columns(row["model"]) for row in rows), default=0)
@@ -151,9 +153,11 @@ def summary(out: Path, rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         text = f"{padded(row['model'])}  {row['task']:10} {100 * row['value']:6.2f}  [{100 * row['low']:.2f}, {100 * row['high']:.2f}]"
         text += f"  {row['n']} items  macro {100 * row['macro']:.2f} micro {100 * row['micro']:.2f}"
-        if row["base_value"] is not None:
-            p_value = "" if row["p_value"] is None else f", p = {row['p_value']:.2g}"
-            text += f"  {100 * (row['value'] - row['base_value']):+.2f} to the base{p_value}"
+        told = pairs_told(row["pairs"], row["pairs_of"])
+        if row["difference"] is not None:  # over the pairs alone, as in the table and on the page
+            text += f"  {points(row['difference'], signed=True)} to the base{f' {told}' if told else ''}, p = {p_value(row['p_value'])}"
+        elif told:
+            text += f"  not compared with the base: {told}"
         if row.get("sandbox") == "none":
             text += "  UNSAFE: without a sandbox"
         lines.append(text)

@@ -247,9 +247,10 @@ def test_the_end_of_a_run_is_told(tmp_path: Path) -> None:
     (tmp_path / "variants.json").write_text(
         json.dumps([{"model": "m", "task": "mmlu", "values": [0.5, 0.3], "mean": 0.4, "least": 0.3, "greatest": 0.5}])
     )
-    text = cli.summary(tmp_path, [{**row, "base_value": 0.25, "p_value": 0.031}, {**row, "base_value": None, "p_value": None}])
+    row |= dict.fromkeys(("base_value", "p_value", "pairs", "pairs_of", "difference"))
+    compared = {"base_value": 0.25, "p_value": 0.031, "pairs": 9, "pairs_of": 9, "difference": 0.25}
+    text = cli.summary(tmp_path, [{**row, **compared}, row])
     assert "+25.00 to the base, p = 0.031" in text and "[40.00, 60.00]" in text
     assert "over 2 wordings: 30.00 to 50.00, mean 40.00" in text
-    plain = {**row, "base_value": None, "p_value": None}
-    lines = cli.summary(tmp_path / "none", [{**plain, "model": "模型-a"}, {**plain, "model": "model-abcd"}]).splitlines()
+    lines = cli.summary(tmp_path / "none", [{**row, "model": "模型-a"}, {**row, "model": "model-abcd"}]).splitlines()
     assert [cli.columns(line.split("mmlu")[0]) for line in lines[:2]] == [12, 12], "Chinese names take two columns a character"
