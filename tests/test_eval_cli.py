@@ -125,7 +125,14 @@ def test_mistakes_in_tasks_data_and_model(tmp_path: Path, capsys: pytest.Capture
     data = ["--data", str(tmp_path), "--output", str(tmp_path / "out")]
     assert "no model" in refused(capsys)
     assert "mmlu" in refused(capsys, "m", "--tasks", "mmmlu", *data)
-    assert "gsm8k" in refused(capsys, "m", "--tasks", "gsm8k", *data)
+    there = str(model_folder(tmp_path / "there"))
+    assert "gsm8k: no test files" in refused(capsys, there, "--tasks", "gsm8k", *data)
+    assert "task 'mmul' is unknown (did you mean mmlu?)" in refused(capsys, there, "--tasks", "ceval,mmul", *data)
+    assert "nobase does not exist" in refused(capsys, there, "--base", "nobase", "--tasks", "ceval", *data)
+    assert "nomodel does not exist" in refused(capsys, "nomodel", "--tasks", "ceval", *data)
+    young = tmp_path / "young"
+    (young / "checkpoints").mkdir(parents=True)
+    assert "ceval: no val files" in refused(capsys, str(young), "wait_s=9", "--tasks", "ceval", *data), "a run that is waited for"
     (tmp_path / "gsm8k").mkdir()
     for split in ("train", "test"):
         lines = [json.dumps({"question": f"{n}?", "answer": f"#### {n}"}) for n in range(9)]
@@ -162,7 +169,8 @@ def test_more_mistakes_are_one_clear_line(tmp_path: Path, capsys: pytest.Capture
     path = tmp_path / "data" / "mmlu" / "test" / "anatomy_test.csv"
     path.parent.mkdir(parents=True)
     path.write_text("Which?,1,2,3,4,A\n")
-    said = refused(capsys, "m", "--tasks", "mmlu", "--data", str(tmp_path / "data"), "shots=0")
+    model = str(model_folder(tmp_path / "model"))
+    said = refused(capsys, model, "--tasks", "mmlu", "--data", str(tmp_path / "data"), "shots=0")
     assert "56 subjects have no test file" in said and "and 48 more. Download" in said and len(said) < 900
     found = ["contamination", "--documents", str(path), "--data", str(tmp_path / "none"), "--output", str(path)]
     assert cli.main(found) == 2
@@ -240,6 +248,21 @@ def test_help_is_complete_and_light() -> None:
         assert f"\n  {name}  [" in done.stdout
     for option in ("--base", "--tasks", "--data", "--output", "--protocol", "--limit", "--prompt-variants", "--unsafe-code"):
         assert option in done.stdout
+
+
+def test_ctrl_c_while_modules_are_imported_is_one_line() -> None:
+    """The first heavy module's import raises KeyboardInterrupt, as Ctrl-C in the first moments does."""
+    code = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('pydantic', 'yaml', 'numpy', 'torch'): raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from eval.cli import main\n"
+        "sys.exit(main(['run', 'm']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 130 and done.stderr.startswith("interrupted: ") and done.stderr.count("\n") == 1
 
 
 def test_the_end_of_a_run_is_told(tmp_path: Path) -> None:
