@@ -128,13 +128,15 @@ def plain(scores: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the harness's bar for every subject, its log, and its look at the machine (10 s a call, never used here)."""
+    """Without the harness's bar for every subject, its log, its look at the machine (10 s a call, never used here) and at the
+    current folder's git commit (never used either; git complains on our stderr where there is no repository)."""
     with contextlib.ExitStack() as stack:
         import lm_eval.api.task
         import lm_eval.evaluator
 
         stack.enter_context(mock.patch.object(lm_eval.api.task, "tqdm", lambda items, **_: items))
         stack.enter_context(mock.patch.object(lm_eval.evaluator, "add_env_info", lambda _: None))
+        stack.enter_context(mock.patch.object(lm_eval.evaluator, "get_git_commit_hash", lambda: None))
         logger = logging.getLogger("lm_eval")
         level = logger.level
         logger.setLevel(logging.ERROR)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ziya import config as settings
+# All but this is imported inside `run_main`, so that Ctrl-C in the first moments ends in one line too.
 from ziya.errors import UserError, run_main
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ _SETTINGS = (
 def settings_help() -> list[str]:
     """One line a setting: name, whether it belongs to an output folder or is free, default, meaning."""
     from eval.config import EvalConfig
+    from ziya import config as settings
 
     lines = []
     for name, field in settings.walk(EvalConfig):
@@ -113,6 +114,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
 def configure(args: argparse.Namespace) -> EvalConfig:
     """File, then options, then key=value: later ones win."""
     from eval.config import EvalConfig
+    from ziya import config as settings
 
     raw = settings.read_yaml(args.config) if args.config is not None else {}
     given: dict[str, Any] = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
@@ -140,7 +142,10 @@ def columns(text: str) -> int:
 
 def summary(out: Path, rows: Sequence[dict[str, Any]]) -> str:
     """What the terminal shows at the end: a line a model and task, the spread over wordings, where the rest lies."""
+    from eval.report.collect import p_value, points
+    from eval.statistics import pairs_told
     from ziya.files import read_json
+    from ziya.progress import counted
 
     wide = max((columns(row["model"]) for row in rows), default=0)
 
@@ -150,10 +155,12 @@ def summary(out: Path, rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         text = f"{padded(row['model'])}  {row['task']:10} {100 * row['value']:6.2f}  [{100 * row['low']:.2f}, {100 * row['high']:.2f}]"
-        text += f"  {row['n']} items  macro {100 * row['macro']:.2f} micro {100 * row['micro']:.2f}"
-        if row["base_value"] is not None:
-            p_value = "" if row["p_value"] is None else f", p = {row['p_value']:.2g}"
-            text += f"  {100 * (row['value'] - row['base_value']):+.2f} to the base{p_value}"
+        text += f"  {counted(row['n'], 'item')}  macro {100 * row['macro']:.2f} micro {100 * row['micro']:.2f}"
+        told = pairs_told(row["pairs"], row["pairs_of"])
+        if row["difference"] is not None:  # over the pairs alone, as in the table and on the page
+            text += f"  {points(row['difference'], signed=True)} to the base{f' {told}' if told else ''}, p = {p_value(row['p_value'])}"
+        elif told:
+            text += f"  not compared with the base: {told}"
         if row.get("sandbox") == "none":
             text += "  UNSAFE: without a sandbox"
         lines.append(text)

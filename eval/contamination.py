@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from eval import report, statistics, training_text
+from eval.models_found import foreign_folder
 from eval.report.collect import read_samples, title
 from eval.samples import item_key
 from eval.tasks.items import Item, items
@@ -26,7 +27,7 @@ from eval.training_text import Batch
 from ziya import ngrams
 from ziya.errors import UserError
 from ziya.files import read_json, write_json
-from ziya.progress import log
+from ziya.progress import counted, log
 
 THRESHOLD = 0.8
 DOCUMENTS = 5  # documents that are named for an item, those with most of its n-grams
@@ -61,6 +62,8 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--threshold {arguments.threshold} must lie above 0 and at most at 1")
     if arguments.output is not None and arguments.output.exists() and not arguments.output.is_dir():
         raise UserError(f"--output {arguments.output} is a file: give a folder")
+    if arguments.output is not None and (foreign := foreign_folder(arguments.output)):
+        raise UserError(f"--output {arguments.output} is {foreign}: give a new folder, or the --output of a `ziya-eval run`")
     tasks = [task for task in arguments.tasks.split(",") if task]
     found = {task: items(task, arguments.data) for task in tasks}
     sources = []  # both are made before either is searched, which may take hours
@@ -75,7 +78,7 @@ def main(arguments: argparse.Namespace) -> int:
     if not check.bytes:
         raise UserError("the training data holds no text at all: give documents with a field text, or packs with tokens")
     seconds = time.process_time() - started
-    log(f"contamination: {check.documents:,} documents, {check.bytes / 1e6:,.1f} MB in {seconds:.1f} s of one core")
+    log(f"contamination: {counted(check.documents, 'document')}, {check.bytes / 1e6:,.1f} MB in {seconds:.1f} s of one core")
     value = check.result(arguments.threshold)
     if arguments.output is not None:
         value["scores"] = scores(arguments.output, value, found)
@@ -194,6 +197,7 @@ def told(value: dict[str, Any]) -> str:
         if len(value[kind]) > SHOWN:
             lines.append(f"... and {len(value[kind]) - SHOWN} more {kind}")
     for row in value["scores"]:
-        shown = "none left" if row["clean_value"] is None else f"{100 * row['clean_value']:.2f} ({row['clean_n']} items)"
-        lines.append(f"{title(row['task'])} {row['model']}: {100 * row['value']:.2f} ({row['n']} items), without flagged {shown}")
+        shown = "none left" if row["clean_value"] is None else f"{100 * row['clean_value']:.2f} ({counted(row['clean_n'], 'item')})"
+        every = f"{100 * row['value']:.2f} ({counted(row['n'], 'item')})"
+        lines.append(f"{title(row['task'])} {row['model']}: {every}, without flagged {shown}")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.cache import weights_files
+from eval.cache import WEIGHTS, weights_files
 from ziya.errors import UserError
 from ziya.exports import ABOUT, is_export, read_export
 from ziya.progress import log
@@ -43,11 +43,13 @@ def find(
     every: int = 1,
     allow_hub: bool = False,
     waiting: bool = False,
+    fetch: bool = True,
     tell: Callable[[str], None] = log,
 ) -> list[Found]:
     """The base first, then the model or the run's exports by step. `every`: each n-th export, the last one always.
 
-    `waiting`: more exports are to come, so the last one is none yet, and a run without any is no mistake.
+    `waiting`: more exports are to come, so the last one is none yet, and a run without any is no mistake. `fetch` False: a
+    model of the hub is not fetched; its folder is then its id.
 
     UserError: neither folder nor hub id, no weights, no export (with the command that makes one). Checkpoints without an
     export are told, each with its command.
@@ -63,11 +65,11 @@ def find(
                 f"step {step} of {path} is not exported and is left out; to evaluate it: {_export_command(path, step)}"
             )
     else:
-        found = [_one(model, allow_hub)]
+        found = [_one(model, allow_hub, fetch)]
     if base is not None:
         if is_run(Path(base)):
             raise UserError(f"--base {base} is a training run: give the Hugging Face folder that the run started from")
-        first = _one(base, allow_hub)
+        first = _one(base, allow_hub, fetch)
         found = [Found(_free(f"base-{first.name}", found), first.folder, is_base=True), *found]
     return found
 
@@ -76,6 +78,15 @@ def is_run(path: Path) -> bool:
     """Whether a folder is a training run, however young, and not itself a model."""
     inside = any((path / name).exists() for name in ("exports", "checkpoints", "metrics.jsonl", "lock"))
     return inside and not any(path.glob("*.safetensors"))
+
+
+def foreign_folder(path: Path) -> str | None:
+    """What a folder is that is neither a place for results nor training text: a training run or a model; None for any other."""
+    if is_run(path):
+        return "the folder of a training run"
+    settings = (path / "config.json").is_file()
+    weights = any(any(path.glob(pattern)) for pattern in WEIGHTS)
+    return "the folder of a model" if weights or (settings and (path / "tokenizer.json").is_file()) else None
 
 
 def no_exports(run: Path) -> UserError:
@@ -109,7 +120,7 @@ def not_exported(run: Path) -> list[int]:
     return sorted(steps - {_number(path.parent.name) for path in (run / "exports").glob(f"step-*/{ABOUT}")})
 
 
-def _one(model: str, allow_hub: bool) -> Found:
+def _one(model: str, allow_hub: bool, fetch: bool) -> Found:
     path = Path(model)
     if path.is_dir():
         if path.name in ("exports", "checkpoints") and any(path.glob("step-*")):
@@ -130,7 +141,7 @@ def _one(model: str, allow_hub: bool) -> Found:
         raise UserError(f"{model} does not exist: give a Hugging Face folder, a ziya run or a hub id such as ORG/NAME")
     if not allow_hub:
         raise UserError(f"{model} is not a folder here: give one, or allow_hub=true to fetch that model from the hub")
-    return Found(_safe(model), _fetched(model))
+    return Found(_safe(model), _fetched(model) if fetch else model)
 
 
 def _fetched(model: str) -> str:

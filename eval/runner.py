@@ -22,7 +22,7 @@ from eval.config import EvalConfig
 from eval.models_found import Found
 from ziya.errors import UserError
 from ziya.files import digest, file_digest, json_bytes, read_json, write_json
-from ziya.progress import Progress, log
+from ziya.progress import Progress, counted, log
 
 if TYPE_CHECKING:
     from eval.tasks import Subject
@@ -41,6 +41,7 @@ def run(config: EvalConfig, *, restart: bool = False) -> list[dict[str, Any]]:
     if not config.allow_hub:
         loading.offline()
     out = Path(config.output)
+    check_names(config)
     wanted = wanted_subjects(config)
     found = models_found.find(
         config.model, config.base, every=config.every, allow_hub=config.allow_hub, waiting=config.wait_s > 0
@@ -93,6 +94,18 @@ def _wait(session: Session, run: Path, rows: list[dict[str, Any]]) -> list[dict[
         time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
 
 
+def check_names(config: EvalConfig) -> None:
+    """Refuse unknown tasks, and models that are not there, before a benchmark file is read; nothing is fetched."""
+    from eval.tasks import files
+
+    assert config.model is not None
+    for task in config.tasks:
+        files.check_names(task, config.split)
+    models_found.find(
+        config.model, config.base, allow_hub=config.allow_hub, waiting=config.wait_s > 0, fetch=False, tell=lambda _: None
+    )
+
+
 def wanted_subjects(config: EvalConfig) -> dict[tuple[str, int], list[Subject]]:
     """(task, wording) -> subjects; every mistake in tasks or data comes to light before a model is loaded."""
     from eval.tasks import variants
@@ -137,7 +150,7 @@ class Session:
         bits = held_out.key(identity, self.documents)
         measured = not self.documents or held_out.is_finished(self.out, found.name, bits)
         if not pending and measured:
-            log(f"{found.name}: all {len(self.wanted)} tasks are finished")
+            log(f"{found.name}: {'its task is' if len(self.wanted) == 1 else f'all {len(self.wanted)} tasks are'} finished")
             return
         loading.limit_threads(config, 1)
         with ask.quiet():
@@ -221,14 +234,18 @@ def finished(path: Path, key: str) -> bool:
 def _shortened(what: dict[str, int], length: int) -> str:
     parts = []
     if "fewest_shots" in what:
+        few = what["items_with_fewer_shots"]
         parts.append(
-            f"{what['items_with_fewer_shots']} prompts do not fit into {length} tokens and have fewer than {what['shots']} "
-            f"examples, {what['fewest_shots']} at least (the first ones are left out)"
+            f"{counted(few, 'prompt')} {'does' if few == 1 else 'do'} not fit into {length} tokens and "
+            f"{'has' if few == 1 else 'have'} fewer than {counted(what['shots'], 'example')}, "
+            f"{what['fewest_shots']} at least (the first ones are left out)"
         )
     if "items_cut" in what:
-        parts.append(f"{what['items_cut']} questions do not fit even alone and lost their beginning")
+        cut = what["items_cut"]
+        lost = "does not fit even alone and lost its beginning" if cut == 1 else "do not fit even alone and lost their beginning"
+        parts.append(f"{counted(cut, 'question')} {lost}")
     if "generated_at_most" in what:
-        parts.append(f"answers have at most {what['generated_at_most']} tokens, half of the context")
+        parts.append(f"answers have at most {counted(what['generated_at_most'], 'token')}, half of the context")
     return "; ".join(parts)
 
 

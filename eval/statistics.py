@@ -10,7 +10,8 @@ Out: rows for results.json (`summarise`), for subjects and categories (`breakdow
   at all, so where no subject has any, Wilson's interval of all items stands in.
 - Paired tests use items with equal `sample_hash` in both models: same item, same prompt. Scores of 0 and 1: McNemar's exact
   test (binomial over the items on which the two differ). Macro: paired bootstrap of the difference, stratified by subject;
-  two-sided p = twice the smaller share of draws on the other side of 0.
+  two-sided p = twice the smaller share of draws on the other side of 0, but never below p of the sign test (`sign_flip.py`), which
+  stays right where subjects have few pairs.
 - Many tests: `compare` adjusts p by Holm's method inside each family (all tasks and models against the base; all tasks and
   steps between consecutive checkpoints). A verdict says better or worse only below 0.05 after the adjustment, else "within
   noise". `p_value` of `summarise` is not adjusted.
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from eval import sign_flip
 from ziya.files import digest
 
 F64 = npt.NDArray[np.float64]
@@ -165,32 +167,28 @@ def pair(first: Sequence[Line], second: Sequence[Line]) -> Pairs:
 def paired_test(task: str, pairs: Pairs, protocol: str, seed: str) -> dict[str, Any]:
     """The change from the first model to the second: difference with interval, p of both tests, and the p of the score in use.
 
-    `difference`, `low`, `high` are of macro under protocol ziya2 where the task has subjects, else of micro.
+    `difference`, `low`, `high` are of macro under protocol ziya2 where the task has subjects, else of micro. p of macro and of graded
+    scores is the larger of the bootstrap's and the sign test's (`sign_flip.py` says why), the interval the wider of both: of few
+    pairs a subject a bootstrap sees too little spread, of one pair none at all. Whatever the pairs, p below 0.05 then comes at most
+    one time in twenty where nothing changed; with many pairs a subject both agree.
     """
     n = len(pairs.lines)
+    names = ("difference", "low", "high", "mcnemar", "bootstrap", "sign_flip", "p_value")
     if n == 0:
-        return {
-            "n": 0,
-            "difference": None,
-            "low": None,
-            "high": None,
-            "mcnemar": None,
-            "bootstrap": None,
-            "p_value": None,
-        }
+        return {"n": 0, **dict.fromkeys(names)}
     change = pairs.second - pairs.first
     binary = bool(np.isin(pairs.first, (0, 1)).all() and np.isin(pairs.second, (0, 1)).all())
     exact = mcnemar(int((change > 0).sum()), int((change < 0).sum())) if binary else None
-    by_subject = grouped(task, pairs.lines, change)
-    groups = by_subject if protocol == "ziya2" else [change]
-    drawn = draws(groups, seed)
-    p_bootstrap = bootstrap_p(drawn)
+    groups = grouped(task, pairs.lines, change) if protocol == "ziya2" else [change]
+    difference, drawn = macro(groups), draws(groups, seed)
+    flipped, complete = sign_flip.flips(groups, seed, DRAWS)
+    p_bootstrap, p_flip = bootstrap_p(drawn), sign_flip.p_value(difference, flipped, complete)
+    # Pairs that all agree bound the share of those that do not, as no success bounds a rate.
+    reach = sign_flip.reach(flipped, CONFIDENCE) if change.any() else wilson(0, n).high
     ends = percentiles(drawn)
-    use_exact = exact is not None and len(groups) == 1
-    return {
-        "n": n, "difference": macro(groups), "low": ends.low, "high": ends.high, "mcnemar": exact,
-        "bootstrap": p_bootstrap, "p_value": exact if use_exact else p_bootstrap,
-    }  # fmt: skip
+    low, high = max(-1.0, min(ends.low, difference - reach)), min(1.0, max(ends.high, difference + reach))
+    p_used = exact if exact is not None and len(groups) == 1 else max(p_bootstrap, p_flip)
+    return {"n": n, **dict(zip(names, (difference, low, high, exact, p_bootstrap, p_flip, p_used), strict=True))}
 
 
 def average(task: str, lines: Sequence[Line], protocol: str) -> float | None:
@@ -243,8 +241,8 @@ def summarise(
     """Rows of results.json, models in their given order, tasks in the order of tables.
 
     `value` and its interval `low`, `high` are macro under protocol `ziya2`, micro under `lm-eval`. `base_value`: the same of the
-    base on that task; `p_value`: of the difference, over the items that both met alike; None for the base itself and where
-    the base has none of them. `scores`: see `scorers`.
+    base on that task. Over the items that both met alike alone: `difference`, `p_value` of it, their number `pairs` of `pairs_of` items;
+    None for the base itself, the first two also where there are none. `scores`: see `scorers`.
     """
     rows = []
     for model in models:
@@ -255,11 +253,13 @@ def summarise(
             row |= {"task": task, "protocol": protocol, "metric": METRICS.get(benchmark(task), "acc")}
             row |= _score(task, tasks[task], protocol, f"{seed} {name} {task}")
             row |= {"base_value": None, "p_value": None, "scores": scorers(task, tasks[task])}
+            row |= dict.fromkeys(("pairs", "pairs_of", "difference"))
             other = samples.get(base, {}).get(task) if base is not None and name != base else None
             if other:
                 row["base_value"] = _score(task, other, protocol, f"{seed} {base} {task}")["value"]
                 tested = paired_test(task, pair(other, tasks[task]), protocol, f"{seed} {base} {name} {task}")
-                row["p_value"] = tested["p_value"]
+                row |= {"p_value": tested["p_value"], "pairs": tested["n"], "difference": tested["difference"]}
+                row["pairs_of"] = max(len(other), len(tasks[task]))
             rows.append(row)
     return rows
 
@@ -294,6 +294,13 @@ def breakdown(samples: Samples, models: Sequence[dict[str, Any]], protocol: str,
     return rows
 
 
+def pairs_told(pairs: int | None, items: int | None) -> str:
+    """What a difference rests on where that is not all items: `on 5 of 10 items with equal prompts`; "" for all of them."""
+    if pairs is None or items is None or pairs == items:
+        return ""
+    return f"on {pairs:,} of {items:,} items with equal prompts" if pairs else "no item has an equal prompt"
+
+
 def _short(score: dict[str, Any]) -> dict[str, Any]:
     return {key: score[key] for key in ("n", "value", "low", "high")}
 
@@ -301,7 +308,8 @@ def _short(score: dict[str, Any]) -> dict[str, Any]:
 def compare(
     samples: Samples, models: Sequence[dict[str, Any]], base: str | None, protocol: str, seed: int
 ) -> list[dict[str, Any]]:
-    """Paired tests `{family, first, second, task, n, difference, low, high, mcnemar, bootstrap, p_value, p_adjusted, verdict}`.
+    """Paired tests `{family, first, second, task, n, of, difference, low, high, mcnemar, bootstrap, sign_flip, p_value, p_adjusted,
+    verdict}`: `n` pairs of `of` items.
 
     Family `base`: every model against the base. Family `previous`: every checkpoint of a run against the one before it.
     `verdict`: better, worse or within noise; None where no item was met alike.
@@ -319,7 +327,8 @@ def compare(
         for task in task_order([task for task in samples.get(second, {}) if task in known]):
             pairs = pair(known[task], samples[second][task])
             tested = paired_test(task, pairs, protocol, f"{seed} {first} {second} {task}")
-            rows.append({"family": family, "first": first, "second": second, "task": task, **tested})
+            items = max(len(known[task]), len(samples[second][task]))
+            rows.append({"family": family, "first": first, "second": second, "task": task, "of": items, **tested})
     for family in ("base", "previous"):
         members = [row for row in rows if row["family"] == family and row["p_value"] is not None]
         for row, adjusted in zip(members, holm([row["p_value"] for row in members]), strict=True):

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eval import text_files
+from eval.models_found import foreign_folder
 from ziya.errors import UserError
 from ziya.ngrams import I64, U8, utf8
 from ziya.pack_files import kept_tokenizer, piece_batches, read_manifest, tokenizer_fingerprint
@@ -50,9 +51,13 @@ def document_batches(places: Sequence[Path]) -> Iterator[Batch]:
 def document_files(place: Path) -> list[Path]:
     """The document files at a place, in order; UserError when there are none."""
     if place.is_file():
+        if not place.name.endswith(DOCUMENT_FILES):
+            raise UserError(f"--documents {place} is no file of documents: give {', '.join(DOCUMENT_FILES)} files or a folder with some")
         return [place]
     if not place.is_dir():
         raise UserError(f"--documents {place} does not exist: give a folder or a file with documents")
+    if foreign := foreign_folder(place):
+        raise UserError(f"--documents {place} is {foreign}, no training text: give the documents that the model was trained on")
     folder = place / "kept" if (place / "kept").is_dir() else place
     found = sorted(path for path in folder.rglob("*") if path.name.endswith(DOCUMENT_FILES) and path.is_file())
     if not found:

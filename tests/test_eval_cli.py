@@ -125,7 +125,14 @@ def test_mistakes_in_tasks_data_and_model(tmp_path: Path, capsys: pytest.Capture
     data = ["--data", str(tmp_path), "--output", str(tmp_path / "out")]
     assert "no model" in refused(capsys)
     assert "mmlu" in refused(capsys, "m", "--tasks", "mmmlu", *data)
-    assert "gsm8k" in refused(capsys, "m", "--tasks", "gsm8k", *data)
+    there = str(model_folder(tmp_path / "there"))
+    assert "gsm8k: no test files" in refused(capsys, there, "--tasks", "gsm8k", *data)
+    assert "task 'mmul' is unknown (did you mean mmlu?)" in refused(capsys, there, "--tasks", "ceval,mmul", *data)
+    assert "nobase does not exist" in refused(capsys, there, "--base", "nobase", "--tasks", "ceval", *data)
+    assert "nomodel does not exist" in refused(capsys, "nomodel", "--tasks", "ceval", *data)
+    young = tmp_path / "young"
+    (young / "checkpoints").mkdir(parents=True)
+    assert "ceval: no val files" in refused(capsys, str(young), "wait_s=9", "--tasks", "ceval", *data), "a run that is waited for"
     (tmp_path / "gsm8k").mkdir()
     for split in ("train", "test"):
         lines = [json.dumps({"question": f"{n}?", "answer": f"#### {n}"}) for n in range(9)]
@@ -162,7 +169,8 @@ def test_more_mistakes_are_one_clear_line(tmp_path: Path, capsys: pytest.Capture
     path = tmp_path / "data" / "mmlu" / "test" / "anatomy_test.csv"
     path.parent.mkdir(parents=True)
     path.write_text("Which?,1,2,3,4,A\n")
-    said = refused(capsys, "m", "--tasks", "mmlu", "--data", str(tmp_path / "data"), "shots=0")
+    model = str(model_folder(tmp_path / "model"))
+    said = refused(capsys, model, "--tasks", "mmlu", "--data", str(tmp_path / "data"), "shots=0")
     assert "56 subjects have no test file" in said and "and 48 more. Download" in said and len(said) < 900
     found = ["contamination", "--documents", str(path), "--data", str(tmp_path / "none"), "--output", str(path)]
     assert cli.main(found) == 2
@@ -242,14 +250,30 @@ def test_help_is_complete_and_light() -> None:
         assert option in done.stdout
 
 
+def test_ctrl_c_while_modules_are_imported_is_one_line() -> None:
+    """The first heavy module's import raises KeyboardInterrupt, as Ctrl-C in the first moments does."""
+    code = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('pydantic', 'yaml', 'numpy', 'torch'): raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from eval.cli import main\n"
+        "sys.exit(main(['run', 'm']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 130 and done.stderr.startswith("interrupted: ") and done.stderr.count("\n") == 1
+
+
 def test_the_end_of_a_run_is_told(tmp_path: Path) -> None:
     row = {"model": "m", "task": "mmlu", "value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "macro": 0.5, "micro": 0.45}
     (tmp_path / "variants.json").write_text(
         json.dumps([{"model": "m", "task": "mmlu", "values": [0.5, 0.3], "mean": 0.4, "least": 0.3, "greatest": 0.5}])
     )
-    text = cli.summary(tmp_path, [{**row, "base_value": 0.25, "p_value": 0.031}, {**row, "base_value": None, "p_value": None}])
+    row |= dict.fromkeys(("base_value", "p_value", "pairs", "pairs_of", "difference"))
+    compared = {"base_value": 0.25, "p_value": 0.031, "pairs": 9, "pairs_of": 9, "difference": 0.25}
+    text = cli.summary(tmp_path, [{**row, **compared}, row])
     assert "+25.00 to the base, p = 0.031" in text and "[40.00, 60.00]" in text
     assert "over 2 wordings: 30.00 to 50.00, mean 40.00" in text
-    plain = {**row, "base_value": None, "p_value": None}
-    lines = cli.summary(tmp_path / "none", [{**plain, "model": "模型-a"}, {**plain, "model": "model-abcd"}]).splitlines()
+    lines = cli.summary(tmp_path / "none", [{**row, "model": "模型-a"}, {**row, "model": "model-abcd"}]).splitlines()
     assert [cli.columns(line.split("mmlu")[0]) for line in lines[:2]] == [12, 12], "Chinese names take two columns a character"

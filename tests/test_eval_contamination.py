@@ -337,6 +337,22 @@ def test_a_mistake_in_packs_is_told_before_documents_are_searched(
         run("--data", data, "--tasks", "gsm8k", "--documents", files / "good.parquet", "--packs", files / "empty")
 
 
+def test_what_is_no_training_text_and_no_place_for_results_is_refused(data: Path, tmp_path: Path) -> None:
+    for folder, files in (("run", ("metrics.jsonl",)), ("model", ("config.json", "tokenizer.json", "model.safetensors", "merges.txt"))):
+        (tmp_path / folder).mkdir()
+        for name in files:
+            (tmp_path / folder / name).write_text("{}\n")
+    (tmp_path / "my.yaml").write_text("a: b\n")
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    for place, told in (("my.yaml", "is no file of documents"), ("model", "folder of a model"), ("run", "folder of a training run")):
+        with pytest.raises(UserError, match=told):
+            run("--documents", tmp_path / place, "--data", data, "--tasks", "gsm8k")
+    for place in ("model", "run"):
+        with pytest.raises(UserError, match=f"--output .*{place} is the folder of"):
+            run("--documents", tmp_path / "a.jsonl", "--data", data, "--tasks", "gsm8k", "--output", tmp_path / place)
+        assert not (tmp_path / place / "contamination.json").exists()
+
+
 def test_wrong_options_are_one_line(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give --packs, --documents or both"):
         run("--data", data)

@@ -14,7 +14,7 @@ from typing import Any
 import eval_results
 import pytest
 
-from eval import report
+from eval import cli, report, statistics
 from eval import samples as lines
 from eval.report import collect, curves, page, samples, table
 from ziya.errors import UserError
@@ -52,6 +52,31 @@ def test_the_table_shows_scores_beside_the_base_and_the_paper(out: Path) -> None
     averages = next(cells(line) for line in lines if line.startswith("| C-Eval | step-700 | acc"))
     assert averages[3:6] == [f"{100 * last['ceval']['macro']:.2f}", f"{100 * last['ceval']['micro']:.2f}", "120"]
     assert "### C-Eval" in text and "| STEM | high\\_school\\_physics | 60 |" in text
+
+
+def test_terminal_table_and_page_tell_one_difference_and_its_pairs(tmp_path: Path) -> None:
+    world = eval_results.write(tmp_path, items=5, count=2)
+    own = world["samples"]["step-100"]
+    for place, line in enumerate(own["ceval"]):
+        line["sample_hash"] += "" if place % 2 else "/fewer examples"
+    for line in own["mmlu"]:
+        line["sample_hash"] += "/fewer examples"
+    for task in ("ceval", "mmlu"):
+        path = tmp_path / "samples" / "step-100" / f"{task}.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in own[task]), encoding="utf-8")
+    rows = statistics.summarise(world["samples"], world["models"], "base", "ziya2", 1)
+    (tmp_path / "results.json").write_text(json.dumps(rows), encoding="utf-8")
+    report.write(tmp_path)
+    row = next(row for row in rows if row["model"] == "step-100" and row["task"] == "ceval")
+    difference, told = f"{100 * row['difference']:+.2f}", "on 5 of 10 items with equal prompts"
+    terminal, markdown, html = cli.summary(tmp_path, rows), read(tmp_path / "table.md"), read(tmp_path / "report.html")
+    assert f"{difference} to the base {told}, p = " in terminal
+    assert f"({difference} within noise, {told})" in markdown and f">{difference} within noise, {told}<" in html
+    line = next(cells(line) for line in markdown.split("\n") if line.startswith("| C-Eval | step-100 | acc"))
+    assert line[8] == "5 of 10" and line[9].startswith(f"{difference} [")
+    assert "not compared with the base: no item has an equal prompt" in terminal
+    assert "(not compared: no item has an equal prompt)" in markdown and "not compared: no item has an equal prompt" in html
+    assert terminal.count("equal prompt") == 2, "where all items are pairs, nothing is told"
 
 
 def test_equal_input_gives_equal_bytes(out: Path, tmp_path: Path) -> None:

@@ -78,6 +78,23 @@ def test_what_a_run_leaves(evaluated: Path) -> None:
         assert len(line["values"]) == 2 and line["least"] <= line["mean"] <= line["greatest"]
 
 
+def test_a_folder_without_git_is_nothing_to_complain_of(
+    world: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    runner.run(config(world[0] / "first", world[1], tmp_path / "out", tasks=["mmlu"], limit=1))
+    said = capfd.readouterr().err
+    assert "git" not in said.replace(str(tmp_path), "") and "mmlu" in said
+
+
+def test_one_of_something_is_singular() -> None:
+    one = {"items_with_fewer_shots": 1, "fewest_shots": 0, "shots": 1, "items_cut": 1}
+    assert runner._shortened(one, 64).startswith("1 prompt does not fit into 64 tokens and has fewer than 1 example, 0 at least")
+    assert "1 question does not fit even alone and lost its beginning" in runner._shortened(one, 64)
+    assert runner._shortened({**one, "items_with_fewer_shots": 2}, 64).startswith("2 prompts do not fit into 64 tokens and have fewer")
+
+
 def test_a_sample_line_is_the_harness_s_and_more(evaluated: Path) -> None:
     line = json.loads((evaluated / "samples" / "first" / "mmlu.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics", "doc_hash", "prompt_hash"} <= set(line)

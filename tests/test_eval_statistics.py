@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval import statistics
+from eval import sign_flip, statistics
 
 
 def lines(task: str, subject: str, scores: list[float], category: str = "") -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ def test_mcnemar_is_used_for_items_and_the_bootstrap_for_macro() -> None:
     assert micro["p_value"] == micro["mcnemar"] == pytest.approx(2 * 0.5**11)
     assert micro["difference"] == pytest.approx(11 / 22)
     macro = statistics.paired_test("mmlu", pairs, "ziya2", "s")
-    assert macro["p_value"] == macro["bootstrap"] < 0.01
+    assert macro["p_value"] == macro["sign_flip"] == pytest.approx(2 * 0.5**11) and macro["bootstrap"] < 0.01
     assert macro["difference"] == pytest.approx(0.5) and macro["low"] > 0
     nothing = statistics.paired_test("mmlu", statistics.pair(base, []), "ziya2", "s")
     assert nothing["n"] == 0 and nothing["p_value"] is None
@@ -122,6 +122,67 @@ def test_the_paired_bootstrap_is_about_right_when_nothing_changed() -> None:
         change = [(rng.binomial(1, 0.5, 80) - rng.binomial(1, 0.5, 80)).astype(float) for _ in range(3)]
         rejected += statistics.bootstrap_p(statistics.draws(change, str(turn), 2000)) < 0.05
     assert 2 <= rejected <= 22
+
+
+@pytest.mark.parametrize(("items", "subjects"), [(1, 10), (1, 50), (2, 10), (2, 50), (5, 20), (25, 10)])
+def test_few_pairs_a_subject_do_not_make_noise_a_difference(items: int, subjects: int) -> None:
+    """Where nothing changed, p below 0.05 comes at most about one time in twenty, and the interval holds 0 as often."""
+    rng = np.random.default_rng(items * 100 + subjects)
+    turns, rejected, outside = 150, 0, 0
+    names = [(str(subject), number) for subject in range(subjects) for number in range(items)]
+    share = np.repeat(rng.uniform(0.25, 0.8, subjects), items)
+    for turn in range(turns):
+        first = (rng.random(len(names)) < share).astype(float)
+        second = np.where(rng.random(len(names)) < 0.5, first, rng.random(len(names)) < share)
+        told = [{"sample_hash": f"{one}", "subject": one[0]} for one in names]
+        tested = statistics.paired_test("ceval", statistics.Pairs(told, first, second), "ziya2", str(turn))
+        rejected += tested["p_value"] < 0.05
+        outside += not tested["low"] <= 0 <= tested["high"]
+    assert rejected <= stats.binom.ppf(0.995, turns, 0.05) and outside <= rejected
+
+
+def test_one_item_a_subject_shows_no_more_than_its_count() -> None:
+    base, worse = [], []
+    for subject in "abc":
+        base += lines("ceval", subject, [1, 1] if subject != "c" else [1])
+        worse += lines("ceval", subject, [0, 0] if subject != "c" else [1])
+    tested = statistics.paired_test("ceval", statistics.pair(base, worse), "ziya2", "s")
+    assert tested["p_value"] == statistics.mcnemar(0, 4) == 0.125 and tested["difference"] == pytest.approx(-2 / 3)
+    assert tested["low"] <= tested["difference"] < 0 <= tested["high"]
+    same = statistics.paired_test("ceval", statistics.pair(base, base), "ziya2", "s")
+    assert same["p_value"] == 1.0 and same["low"] == -same["high"] < -0.4, "five equal pairs are no proof of equality"
+
+
+def test_drawn_signs_agree_with_all_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [np.array([1.0, -1, 0, 1]), np.array([1.0, 1]), np.array([0.25, 0.5, -0.75])]
+    exact, complete = sign_flip.flips(groups, "s", 10)
+    weights = [1 / 12] * 3 + [1 / 6] * 2 + [0.25 / 9, 0.5 / 9, 0.75 / 9]
+    sums = sorted(float(np.dot(signs, weights)) for signs in itertools.product((-1, 1), repeat=8))
+    assert complete and np.sort(exact) == pytest.approx(np.array(sums))
+    monkeypatch.setattr(sign_flip, "EXACT", 3)
+    drawn, complete = sign_flip.flips(groups, "s", 40_000)
+    difference = statistics.macro(groups)
+    assert not complete and sign_flip.p_value(difference, drawn, False) == pytest.approx(
+        sign_flip.p_value(difference, exact, True), abs=0.01
+    )
+
+
+def test_with_many_pairs_the_sign_test_is_mcnemars() -> None:
+    change = np.array([1.0] * 60 + [-1.0] * 35 + [0.0] * 200)
+    flipped, _ = sign_flip.flips([change], "s", 100_000)
+    assert sign_flip.p_value(float(change.mean()), flipped, False) == pytest.approx(statistics.mcnemar(60, 35), abs=0.003)
+
+
+def test_difference_and_p_rest_on_the_same_pairs() -> None:
+    base = lines("ceval", "a", [1, 1, 0]) + lines("ceval", "b", [1, 0])
+    other = lines("ceval", "a", [0, 0, 1]) + lines("ceval", "b", [0, 0])
+    other[2]["sample_hash"] = other[4]["sample_hash"] = "another prompt"
+    models = [{"model": "base", "is_base": True}, {"model": "m"}]
+    samples = {"base": {"ceval": base}, "m": {"ceval": other}}
+    [_, row] = statistics.summarise(samples, models, "base", "ziya2", 1)
+    assert (row["pairs"], row["pairs_of"], row["difference"]) == (3, 5, -1.0) and row["p_value"] == 0.25
+    [test] = statistics.compare(samples, models, "base", "ziya2", 7)
+    assert (test["n"], test["of"], test["difference"], test["verdict"]) == (3, 5, -1.0, "within noise")
 
 
 def test_graded_scores_are_tested_by_the_bootstrap() -> None:
@@ -152,7 +213,8 @@ def world() -> tuple[dict[str, dict[str, list[dict[str, Any]]]], list[dict[str, 
 def test_rows_keep_the_contract_and_do_not_depend_on_their_company() -> None:
     samples, models = world()
     rows = statistics.summarise(samples, models, "base", "ziya2", 1)
-    names = "model step stage tokens task protocol metric value macro micro n low high base_value p_value scores".split()
+    names = "model step stage tokens task protocol metric value macro micro n low high base_value p_value scores"
+    names = [*names.split(), "pairs", "pairs_of", "difference"]
     assert all(list(row) == names for row in rows)
     assert [(row["model"], row["task"]) for row in rows] == [
         (model["model"], task) for model in models for task in ("ceval", "gsm8k")

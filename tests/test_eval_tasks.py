@@ -101,7 +101,7 @@ def test_missing_subjects_are_named_and_refused_unless_allowed(data: Path) -> No
         ("accountant", "Other", 4),
     ]
     assert "50 subjects have no val file" in told[0]
-    assert "files are not those of the known full set" in told[-1]
+    assert "files differ from the known full set, so partial or of another version (the first: " in told[-1]
 
 
 def test_a_subject_without_examples_counts_as_missing(own: Path) -> None:
@@ -201,7 +201,7 @@ def test_broken_files_are_told_with_their_place(
 
 def test_wrong_names_and_counts(data: Path) -> None:
     for call, message in [
-        (lambda: all_subjects(data, ("mlu",)), "task 'mlu' is unknown: the tasks are ceval, cmmlu, mmlu"),
+        (lambda: all_subjects(data, ("mlu",)), r"task 'mlu' is unknown \(did you mean mmlu\?\): the tasks are ceval, cmmlu, mmlu"),
         (lambda: subjects(["mmlu"], "oc", data), "protocol 'oc' is unknown"),  # type: ignore[arg-type]
         (lambda: all_subjects(data, ("gsm8k",), split="val"), "gsm8k has no split 'val': it has train, test"),
         (lambda: all_subjects(data, ("mmlu",), variant=9), "mmlu has 4 wordings"),
@@ -405,4 +405,4 @@ def test_real_items_are_read_whole_and_known() -> None:
     subjects(["ceval", "cmmlu", "mmlu", "humaneval"], "ziya2", SHARED, allow_missing=True, warn=told.append)
     assert not [text for text in told if "known full set" in text]
     subjects(["gsm8k"], "ziya2", SHARED, warn=told.append)  # its first 200 items only
-    assert "gsm8k: 1 of 1 files are not those" in told[-1]
+    assert "gsm8k: its file differs from the known full set, so partial or of another version" in told[-1]

@@ -31,6 +31,11 @@ def log(message: str) -> None:
     sys.stderr.flush()
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 item`, `2,000 items`: a number with its noun, which takes an s."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def done(documents: int, size: int) -> None:
     """Tell that so many more documents and bytes of the task at work are through; costs next to nothing when nobody asks."""
     if _at_work:

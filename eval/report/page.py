@@ -38,7 +38,7 @@ def render(value: dict[str, Any], shown: Shown, charts: dict[str, bytes]) -> str
     environment.filters |= {
         "points": points, "signed": lambda number: points(number, signed=True), "tokens": tokens, "p": p_value, "title": title,
         "count": lambda number: f"{number:,}".replace(",", "\u202f"), "change": table.change,
-        "mark": table.mark,
+        "mark": table.mark, "pairs": table.pairs,
     }  # fmt: skip
     names = [model["model"] for model in value["models"]]
     return environment.get_template("page.html").render(
@@ -50,6 +50,7 @@ def render(value: dict[str, Any], shown: Shown, charts: dict[str, bytes]) -> str
         scored={(row["model"], row["task"]): row for row in value["rows"]},
         tested=versus_base(value),
         previous=[row for row in value["comparisons"] if row["family"] == "previous"],
+        pairs_note=table.PAIRS_NOTE,
         shown=table.shown_models(value),
         scorers=table.scorer_tables(value),
         unsafe=table.UNSAFE_NOTE if any(map(table.mark, value["rows"])) else "",

@@ -31,10 +31,27 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) ->
 
 
 def change(row: dict[str, Any] | None) -> str:
-    """The difference to the other model with its verdict: `+3.10 better`, `+0.40 within noise`."""
-    if row is None or row["difference"] is None:
+    """The difference to the other model, its verdict, and its pairs where they are not all items: `+3.10 better`,
+    `-0.40 within noise, on 5 of 10 items with equal prompts`."""
+    if row is None:
         return ""
-    return f"{points(row['difference'], signed=True)} {row['verdict']}"
+    told = statistics.pairs_told(row["n"], row["of"])
+    if row["difference"] is None:
+        return f"not compared: {told}" if told else ""
+    return f"{points(row['difference'], signed=True)} {row['verdict']}{f', {told}' if told else ''}"
+
+
+def pairs(row: dict[str, Any] | None) -> str:
+    """The column of pairs: `10`, `5 of 10`."""
+    if not row:
+        return ""
+    return f"{row['n']:,}" if row["n"] == row["of"] else f"{row['n']:,} of {row['of']:,}"
+
+
+PAIRS_NOTE = (
+    "Differences, their intervals and p rest on pairs alone: items that both models met with the same prompt. Where these are not all "
+    "items, a difference need not be that of the two scores."
+)
 
 
 UNSAFE_MARK = " ⚠ UNSAFE"
@@ -133,7 +150,7 @@ def _tests(value: dict[str, Any]) -> list[str]:
             difference += f" [{points(test['low'], signed=True)}, {points(test['high'], signed=True)}]"
         rows.append([
             title(row["task"]), escape(row["model"]), row["metric"], points(row["macro"]), points(row["micro"]) + mark(row), str(row["n"]),
-            f"[{points(row['low'])}, {points(row['high'])}]", points(row["base_value"]), difference,
+            f"[{points(row['low'])}, {points(row['high'])}]", points(row["base_value"]), pairs(test), difference,
             p_value(row["p_value"]), p_value(test.get("p_adjusted")), test.get("verdict") or "",
         ])  # fmt: skip
     header = [
@@ -145,22 +162,23 @@ def _tests(value: dict[str, Any]) -> list[str]:
         "items",
         "95 % interval",
         "base",
+        "pairs",
         "difference",
         "p",
         "p (Holm)",
         "verdict",
     ]
-    return markdown(header, rows, 3)
+    return [*markdown(header, rows, 3), PAIRS_NOTE, ""]
 
 
 def _previous(value: dict[str, Any]) -> list[str]:
     rows = [
-        [title(row["task"]), escape(row["first"]), escape(row["second"]), str(row["n"]), change(row), p_value(row["p_value"]),
+        [title(row["task"]), escape(row["first"]), escape(row["second"]), pairs(row), change(row), p_value(row["p_value"]),
          p_value(row["p_adjusted"])]
         for row in value["comparisons"]
         if row["family"] == "previous"
     ]  # fmt: skip
-    return markdown(["task", "from", "to", "items", "difference", "p", "p (Holm)"], rows, 3)
+    return markdown(["task", "from", "to", "pairs", "difference", "p", "p (Holm)"], rows, 3)
 
 
 def shown_models(value: dict[str, Any]) -> list[str]:

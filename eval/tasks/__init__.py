@@ -18,6 +18,7 @@ from eval.tasks.items import LETTER_TASKS, LETTERS, Item, read_subject
 from eval.tasks.prompts import prompt
 from ziya.errors import UserError
 from ziya.files import digest, json_bytes
+from ziya.progress import counted
 
 TASKS = tuple(files.SOURCES)
 Protocol = Literal["ziya2", "lm-eval"]
@@ -123,14 +124,15 @@ def _task(task: str, asked: _Asked) -> list[Subject]:
         items = read_subject(task, name, tests[name], scored)[: asked.limit or None]
         dev = read_subject(task, name, examples[name], shot_split) if shot_split else []
         if shot_split and len(dev) < shots:
-            raise UserError(f"{task}, {name}: {shots} shots are asked for, its {shot_split} split has {len(dev)} items")
+            raise UserError(f"{task}, {name}: {shots} shots are asked for, its {shot_split} split has {counted(len(dev), 'item')}")
         result.append(_subject(task, name, asked, items, dev, shots, sandbox))
     read = [path for found in (tests, examples) for name in names for path in found.get(name, [])]
     strange = files.unknown_files(task, data, read)
     if strange:
-        asked.warn(
-            f"{task}: {len(strange)} of {len(read)} files are not those of the known full set (first: {strange[0]})"
-        )
+        what = f"{len(strange)} of {counted(len(read), 'file')}" if len(read) > 1 else "its file"
+        verb = "differ" if len(strange) > 1 else "differs"
+        first = f"the first: {strange[0]}" if len(strange) > 1 else str(strange[0])
+        asked.warn(f"{task}: {what} {verb} from the known full set, so partial or of another version ({first})")
     return result
 
 
@@ -160,13 +162,13 @@ def _present(task: str, asked: _Asked, splits: Sequence[str]) -> list[str]:
         lacking = files.missing_subjects(task, data, split)
         if not lacking:
             continue
-        text = f"{task}: {len(lacking)} subjects have no {split} file below {data / task}"
+        text = f"{task}: {counted(len(lacking), 'subject')} {'has' if len(lacking) == 1 else 'have'} no {split} file below {data / task}"
         if not asked.allow_missing:
             fetched = "" if asked.hub else ", set allow_hub=true to fetch them"
             raise UserError(
                 f"{text}: {_some(lacking)}. {files.by_hand(task, data)}{fetched}, or set allow_missing=true to evaluate the others"
             )
-        asked.warn(f"{text} and are left out")
+        asked.warn(f"{text} and {'is' if len(lacking) == 1 else 'are'} left out")
         names = [name for name in names if name in here]
     return names
 

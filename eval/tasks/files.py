@@ -11,6 +11,7 @@ Layouts (`DIR/<task>/`, also with the folder that the official archive adds):
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -107,7 +108,9 @@ def known_hashes() -> dict[str, str]:
 def check_names(task: str, split: str | None) -> str:
     """The split to score, after checking both names."""
     if task not in SOURCES:
-        raise UserError(f"task {task!r} is unknown: the tasks are {', '.join(SOURCES)}")
+        near = difflib.get_close_matches(task, SOURCES, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"task {task!r} is unknown{hint}: the tasks are {', '.join(SOURCES)}")
     if split is not None and split not in SOURCES[task].splits:
         raise UserError(f"{task} has no split {split!r}: it has {', '.join(SOURCES[task].splits)}")
     return split or SOURCES[task].scored
