@@ -26,6 +26,8 @@ from data_factory import (
     measure,
     pack,
     packing,
+    quarantined,
+    run_state,
     tiers,
     units,
     verdicts,
@@ -58,7 +60,13 @@ def run(config: DataConfig, out: Path, workers: int, limit: int | None, restart:
         state.begin(config, plan.inputs, limit)
         with Steps(state, workers) as steps:
             names = measure_all(config, out, plan.units, steps)
+            counts = {name: steps.markers.result_of("measure", name)["counts"] for name in names}
+            misread = quarantined.warnings(config, plan.units, out, counts, whole=limit is None)
+            for warning in misread:
+                log(f"warning: {warning}")
             decide_all(config, out, names, steps)
+            for warning in misread:  # again, where a person who waited for the end looks
+                log(f"warning: {warning}")
         shutil.rmtree(out / "work" / "spool", ignore_errors=True)
         return state.summary()
 
@@ -79,6 +87,8 @@ def redecide(
                 packing.check_tokenizer(out / "packs", fingerprint)
 
     with RunState.open(out, existing=True) as state:
+        if not run_state.measured(out):
+            raise UserError(run_state.unfinished(out))
         before = state.summary()
         config = state.decided_config(overrides, checked)
         names = sorted(path.stem for path in (out / "measurements").glob("[0-9]*.parquet"))
