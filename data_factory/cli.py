@@ -107,6 +107,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
         metavar="key=value",
         help="tokenizer.*, packing.*, seed and sources.<number>.ratio settings",
     )
+    pack.add_argument(
+        "--replace",
+        action="store_true",
+        help="make packs of another tokenizer anew (without it they are refused); they stand until all texts are tokenised",
+    )
     pack.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="worker processes")
 
     prune = commands.add_parser(
@@ -153,7 +158,7 @@ def _decide(args: argparse.Namespace) -> int:
     from data_factory import pipeline
     from data_factory.report import text
 
-    before, after = pipeline.redecide(args.out, args.overrides, args.workers)
+    before, after = pipeline.redecide(args.out, args.overrides, args.workers, getattr(args, "replace", False))
     print(text.changes(before, after, args.out))
     return 0
 

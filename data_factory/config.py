@@ -6,13 +6,15 @@ Measuring settings shape what is stored; deciding settings are thresholds over w
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from data_factory.rules import RuleSettings
 from ziya.config import Settings, deciding, load, measuring, required
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(ge=0)]
 Step = Literal["language", "normalize", "scoring", "rules", "dedup", "evaluation"]
 
 
@@ -86,7 +88,7 @@ class Language(Settings):
 
     keep: list[str] = measuring(["en", "zh"], "languages to keep; their probabilities are added up")
     sample_chars: int = measuring(1000, "characters shown to fastText", ge=100)
-    min_score: dict[str, float] = deciding(
+    min_score: dict[str, Share] = deciding(
         {"en": 0.65, "zh": 0.4},
         "smallest sum of the probabilities of the languages to keep, by the likeliest of them: a page in two of them stays",
     )
@@ -115,8 +117,8 @@ class Scoring(Settings):
     medium: float = deciding(
         60.0, "per cent of lowest perplexity up to which a document is medium; the rest is dropped", ge=0, le=100
     )
-    max_perplexity: dict[str, float] = deciding({}, "absolute cap per language, on top of ranks")
-    min_perplexity: dict[str, float] = deciding(
+    max_perplexity: dict[str, Positive] = deciding({}, "absolute cap per language, on top of ranks")
+    min_perplexity: dict[str, Positive] = deciding(
         {}, "absolute floor per language (templates and repeated text score very low)"
     )
 
@@ -206,15 +208,15 @@ class Evaluation(Settings):
         [], "more toxic phrases (one a line, # comments): one hit fails a document", is_file=True
     )
     advert_lexicons: list[str] = deciding([], "more advert phrases: one hit fails a document", is_file=True)
-    max_perplexity: dict[str, float] = deciding({}, "level 2: absolute cap of perplexity per language")
+    max_perplexity: dict[str, Positive] = deciding({}, "level 2: absolute cap of perplexity per language")
     max_perplexity_ratio: float = deciding(
         10.0, "level 2: largest perplexity as a multiple of the sample's median in that language", gt=1
     )
-    min_information: dict[str, float] = deciding(
+    min_information: dict[str, Positive] = deciding(
         {"en": 0.25, "zh": 0.2},
         "level 2: smallest informativeness: bits per character under the language model times the share of distinct content",
     )
-    max_unreadable: dict[str, float] = deciding(
+    max_unreadable: dict[str, Share] = deciding(
         {"en": 0.3, "zh": 0.3}, "level 2: largest share of characters in garbled or unbroken text"
     )
     min_chars: int = deciding(20, "level 3: shortest document, characters", ge=0)

@@ -23,8 +23,7 @@ _ORIGIN = ("id", "url", "file", "offset", "length", "source")
 
 def explain(out: Path, url: str | None, document_id: str | None, as_json: bool) -> str:
     """The life of the documents with this id or URL (a URL may stand in several records)."""
-    if not (out / "work" / "run.json").exists():
-        raise UserError(f"{out} holds no run: give the --output folder of a `ziya-data run`")
+    run_state.require_run(out)
     column, wanted = ("url", url) if url is not None else ("id", document_id)
     lives = []
     for path in sorted((out / "measurements").glob("*.parquet")):

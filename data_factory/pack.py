@@ -18,11 +18,14 @@ from ziya.pack_files import TOKENIZER_FOLDER, kept_tokenizer
 from ziya.tokenizer import load_tokenizer
 
 
-def pack_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps, decided: str) -> dict[str, Any]:
+def pack_all(
+    config: DataConfig, out: Path, names: Sequence[str], steps: Steps, decided: str, replace: bool = False
+) -> dict[str, Any]:
     """Tokenise and pack every source when a tokenizer is configured. Returns source -> pack summary.
 
     `decided`: identity of the kept documents. A pack's identity adds what shapes its bytes and nothing of other sources,
-    so that a changed ratio packs one source again and tokenises only the units of that source.
+    so that a changed ratio packs one source again and tokenises only the units of that source. Packs of another
+    tokenizer are refused with `UserError`; `replace` makes them anew, and they stand until all texts are tokenised.
     """
     if config.tokenizer.path is None:
         shutil.rmtree(out / "packs", ignore_errors=True)  # of an earlier decision, with their markers
@@ -33,7 +36,8 @@ def pack_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps, 
     fingerprint = None if Path(config.tokenizer.path).is_file() else packing.packed_with(out / "packs")
     if fingerprint is None:
         fingerprint = load_tokenizer(config.tokenizer.path, config.tokenizer.eos, config.tokenizer.pad).fingerprint
-        packing.check_tokenizer(out / "packs", fingerprint)
+        if not replace:
+            packing.check_tokenizer(out / "packs", fingerprint)
     tokenized = identity("tokenize", decided, fingerprint)
     shape = [config.packing.mode, config.packing.sequence_length, config.seed]
     wanted = {source.name: identity("pack", tokenized, shape, source.name, source.ratio) for source in config.sources}
@@ -58,6 +62,7 @@ def pack_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps, 
             ),
             lambda name: packing.token_files(work / name),
         )
+        packing.discard_others(out / "packs", fingerprint)
         for source in todo:
             tokens = [work / name for name in needed if source_of[name] == source.name]
             done[source.name] = {"value": _pack(config, out, source, tokens, steps, wanted[source.name])}

@@ -36,11 +36,11 @@ from data_factory.tokenize_unit import open_tokens, tokenize_unit
 from data_factory.whole import whole
 from ziya.errors import UserError
 from ziya.files import file_digest, read_json
-from ziya.pack_files import PIECES, write_manifest
+from ziya.pack_files import PIECES, TOKENIZER_FOLDER, write_manifest
 from ziya.packs import PackWriter, bin_path, idx_path, pack_writer, token_dtype
 from ziya.progress import done
 
-__all__ = ["check_tokenizer", "pack_source", "token_files", "tokenize_unit"]
+__all__ = ["check_tokenizer", "discard_others", "pack_source", "token_files", "tokenize_unit"]
 
 VERSION = 1
 SUFFIXES = (".json", ".idx", ".bin", ".documents.parquet", ".dropped.parquet")
@@ -147,9 +147,23 @@ def check_tokenizer(packs: Path, fingerprint: str) -> None:
         if earlier != fingerprint:
             raise UserError(
                 f"{path} was packed with a tokenizer of fingerprint {earlier}, tokenizer.path now names one of "
-                f"{fingerprint}: set tokenizer.path, tokenizer.eos and tokenizer.pad back, or remove {packs} to pack "
-                "everything again"
+                f"{fingerprint}: set tokenizer.path, tokenizer.eos and tokenizer.pad back, or make all packs anew with "
+                f"`ziya-data pack {packs.parent} tokenizer.path=FILE --replace`"
             )
+
+
+def discard_others(packs: Path, fingerprint: str) -> None:
+    """Void the packs in a folder when one of them was made with another tokenizer than `fingerprint`.
+
+    Their manifests and the kept tokenizer go: a pack without a manifest is none, so from here to the end of packing, at
+    whatever moment it is killed, no pack lies beside one of another tokenizer. `pack_source` replaces the other files.
+    """
+    found = list(_fingerprints(packs))
+    if all(earlier == fingerprint for _, earlier in found):
+        return
+    shutil.rmtree(packs / TOKENIZER_FOLDER, ignore_errors=True)  # first: manifests say what is left to do
+    for path, _ in found:
+        path.unlink()
 
 
 def packed_with(packs: Path) -> str | None:

@@ -16,7 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from data_factory import benchmarks, compete, decide, evaluate, finish, identify, measure, pack, tiers, units, verdicts
+from data_factory import (
+    benchmarks,
+    compete,
+    decide,
+    evaluate,
+    finish,
+    identify,
+    measure,
+    pack,
+    packing,
+    quarantined,
+    run_state,
+    tiers,
+    units,
+    verdicts,
+)
 from data_factory.config import DataConfig
 from data_factory.dedup import lines as dedup_lines
 from data_factory.documents import read_table
@@ -28,6 +43,7 @@ from ziya.errors import UserError
 from ziya.files import write_json
 from ziya.manifest import identity
 from ziya.progress import log
+from ziya.tokenizer import load_tokenizer
 
 # Rows of narrow tables in memory at a time: about 300 bytes each in the widest pass of deduplication.
 MEMORY_ROWS = 500_000
@@ -36,6 +52,7 @@ MEMORY_ROWS = 500_000
 def run(config: DataConfig, out: Path, workers: int, limit: int | None, restart: bool) -> dict[str, Any]:
     """`ziya-data run`: measure what is not measured yet, then decide. Returns the summary."""
     check(config, out)
+    check_tokenizer(config)
     with RunState.open(out, restart=restart) as state:
         plan = units.plan(config, out / "work" / "spool", limit)
         for warning in plan.warnings:
@@ -43,19 +60,40 @@ def run(config: DataConfig, out: Path, workers: int, limit: int | None, restart:
         state.begin(config, plan.inputs, limit)
         with Steps(state, workers) as steps:
             names = measure_all(config, out, plan.units, steps)
+            counts = {name: steps.markers.result_of("measure", name)["counts"] for name in names}
+            misread = quarantined.warnings(config, plan.units, out, counts, whole=limit is None)
+            for warning in misread:
+                log(f"warning: {warning}")
             decide_all(config, out, names, steps)
+            for warning in misread:  # again, where a person who waited for the end looks
+                log(f"warning: {warning}")
         shutil.rmtree(out / "work" / "spool", ignore_errors=True)
         return state.summary()
 
 
-def redecide(out: Path, overrides: list[str], workers: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`ziya-data decide`: other thresholds over the stored measurements. Returns (summary before, summary after)."""
+def redecide(
+    out: Path, overrides: list[str], workers: int, replace: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`ziya-data decide`: other thresholds over the stored measurements. Returns (summary before, summary after).
+
+    `replace`: packs of another tokenizer are made anew instead of refused.
+    """
+
+    def checked(config: DataConfig, out: Path) -> None:
+        check(config, out)
+        if any(override.startswith("tokenizer.") for override in overrides):
+            fingerprint = check_tokenizer(config)
+            if fingerprint and not replace:  # before anything is stored: a refused call changes nothing
+                packing.check_tokenizer(out / "packs", fingerprint)
+
     with RunState.open(out, existing=True) as state:
+        if not run_state.measured(out):
+            raise UserError(run_state.unfinished(out))
         before = state.summary()
-        config = state.decided_config(overrides, check)
+        config = state.decided_config(overrides, checked)
         names = sorted(path.stem for path in (out / "measurements").glob("[0-9]*.parquet"))
         with Steps(state, workers) as steps:
-            decide_all(config, out, names, steps)
+            decide_all(config, out, names, steps, replace)
         return before, state.summary()
 
 
@@ -79,6 +117,18 @@ def check(config: DataConfig, out: Path) -> None:
                 f"take {missing[0]} out of language.keep, or set scoring.enabled=false"
             )
     spans.check_floors(thresholds(config.rules))
+
+
+def check_tokenizer(config: DataConfig) -> str | None:
+    """Open the tokenizer, which would else be found to be none after the whole crawl. Returns its fingerprint.
+
+    None without a tokenizer, or when the file is not there: others name its setting. Raises `UserError` for a file
+    that is no tokenizer and for a tokenizer.eos or tokenizer.pad that is no piece of it.
+    """
+    path = config.tokenizer.path
+    if path is None or not Path(path).is_file():
+        return None
+    return load_tokenizer(path, config.tokenizer.eos, config.tokenizer.pad).fingerprint
 
 
 def measure_all(config: DataConfig, out: Path, todo: Sequence[units.Unit], steps: Steps) -> list[str]:
@@ -114,8 +164,8 @@ def measure_all(config: DataConfig, out: Path, todo: Sequence[units.Unit], steps
     return names
 
 
-def decide_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps) -> None:
-    """Everything after the measurements, ending with summary.json."""
+def decide_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps, replace: bool = False) -> None:
+    """Everything after the measurements, ending with summary.json. `replace`: packs of another tokenizer are made anew."""
 
     def values(*prefixes: str) -> dict[str, Any]:
         return {name: value for name, value in steps.state.deciding.items() if name.startswith(prefixes)}
@@ -178,7 +228,7 @@ def decide_all(config: DataConfig, out: Path, names: Sequence[str], steps: Steps
             "with `ziya-data decide`, or set packing.require_pass=false"
         )
 
-    packs = pack.pack_all(config, out, names, steps, decided)
+    packs = pack.pack_all(config, out, names, steps, decided, replace)
     remembered = identity("seen", decided, values("dedup.seen"))
     steps.once(
         "remember",

@@ -10,16 +10,14 @@ import pyarrow.compute as pc
 
 from data_factory import documents
 from data_factory.documents import read_batches, read_table, table_writer
-from data_factory.run_state import RunState
-from ziya.errors import UserError
+from data_factory.run_state import RunState, require_finished
 from ziya.files import write_bytes
 
 
 def prune(out: Path) -> str:
     """Blank the texts of dropped documents in documents/. Refused while a run is unfinished. Returns one line for people."""
     with RunState.open(out, existing=True) as state:
-        if not (out / "summary.json").exists():
-            raise UserError(f"{out} holds no finished run (no summary.json): run to the end first, then prune")
+        require_finished(out)
         write_bytes(state.work / "pruned", b"")  # before any text goes: from now on `decide` refuses other verdicts
         before = after = count = 0
         for path in sorted((out / "documents").glob("*.parquet")):

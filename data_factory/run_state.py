@@ -130,8 +130,38 @@ def _with_paths(config: DataConfig, out: Path, given: set[str]) -> DataConfig:
     return settings.parse(DataConfig, visit(config.model_dump(mode="json"), ""), str(out))
 
 
+def require_run(out: Path) -> None:
+    """Raises `UserError` for a place that no run was written to: none, a file, or another folder."""
+    if not (out / "work" / "run.json").is_file():
+        raise UserError(f"{out} holds no run: give the --output folder of a `ziya-data run`")
+
+
+def measured(out: Path) -> bool:
+    """Whether all input of OUT was measured: the tables of the last measuring steps are there."""
+    names = ["frequent_lines.bin"]
+    config = read_json(out / "work" / "run.json").get("config", {})
+    if config.get("decontaminate", {}).get("against"):
+        names.append("benchmarks.npz")
+    return all((out / "work" / name).exists() for name in names)
+
+
+def unfinished(out: Path) -> str:
+    """What to say of an OUT without summary.json: which command goes on, a run that measures or a decision."""
+    if measured(out):
+        return f"{out} was not decided to its end (no summary.json): finish it with `ziya-data decide {out}`"
+    return f"{out} holds no finished run (no summary.json): run the same `ziya-data run` again, to its end"
+
+
+def require_finished(out: Path) -> None:
+    """Raises `UserError` for what is no run, and for one whose summary is not there, naming the command that goes on."""
+    require_run(out)
+    if not (out / "summary.json").is_file():
+        raise UserError(unfinished(out))
+
+
 def stored_config(out: Path) -> DataConfig:
-    """The config that OUT was last asked to be decided with."""
+    """The config that OUT was last asked to be decided with. Raises `UserError` for what is no run."""
+    require_run(out)
     return _with_paths(settings.parse(DataConfig, read_json(out / "work" / "run.json")["config"], str(out)), out, set())
 
 
@@ -188,9 +218,9 @@ class RunState:
     def open(cls, out: Path, *, restart: bool = False, existing: bool = False) -> Iterator[RunState]:
         """Lock OUT. `restart` empties an OUT of ours first; `existing` refuses a folder that no run made."""
         state = cls(out)
+        if existing:
+            require_run(out)
         ours = (state.work / "run.json").exists()
-        if existing and not ours:
-            raise UserError(f"{out} holds no run: give the --output folder of a `ziya-data run`")
         if not ours and out.is_dir() and any(path.name != "work" for path in out.iterdir()):
             raise UserError(f"{out} is not empty and no run made it: give a new or empty folder as --output")
         try:

@@ -88,7 +88,10 @@ def train(
     lmplz, build_binary = find_program("lmplz"), find_program("build_binary")
     if not 2 <= order <= 6:
         raise UserError(f"order {order} is not supported: lmplz is built for orders 2 to 6")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written ({error.strerror}): give a file in a folder") from error
     spm_path, manifest_path = perplexity.side_cars(output)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".train-lm-") as name:
         work = Path(name)

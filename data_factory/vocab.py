@@ -20,9 +20,10 @@ import numpy as np
 from data_factory.batches import I64, TextBatch
 from data_factory.characters import HAN, PUNCTUATION, SPACE, SYMBOL, table
 from data_factory.documents import read_batches, read_table
+from data_factory.run_state import require_finished, stored_config
 from data_factory.vocab_counts import CODE_POINTS, Differences, add_characters
 from ziya.errors import UserError
-from ziya.files import write_bytes, write_json
+from ziya.files import read_json, write_bytes, write_json
 from ziya.tokenizer import load_tokenizer
 
 SIZE = 7400  # the paper's
@@ -67,8 +68,7 @@ def read_counts(out: Path) -> I64:
     """Occurrences of every code point outside ASCII in T1 of the kept documents as it was before Traditional ->
     Simplified, int64 [0x110000]. One row group of texts is in memory at a time.
     """
-    if not (out / "summary.json").exists():
-        raise UserError(f"{out} holds no finished run (no summary.json): run `ziya-data run` to its end first")
+    require_finished(out)
     counts = np.zeros(CODE_POINTS, np.int64)
     for path in sorted((out / "documents").glob("*.parquet")):
         with_text = np.asarray(read_table(out / "measurements" / path.name, ["document_row"])["document_row"]) >= 0
@@ -114,11 +114,26 @@ def choose(counts: I64, size: int, lacks: Any, min_count: int = 1) -> tuple[list
     return list(chosen), {name: origin[name] for name in sources}
 
 
-def vocab(out: Path, size: int, tokenizer: Path, min_count: int = 1) -> dict[str, Any]:
-    """Write OUT/chars.txt (one character a line) and OUT/chars.json (how many came from where); returns the latter."""
+def vocab(
+    out: Path, size: int, tokenizer: Path, min_count: int = 1, output: Path | None = None, replace: bool = False
+) -> dict[str, Any]:
+    """Write `output` (OUT/chars.txt; one character a line) and the .json of its name (how many came from where);
+    returns the latter. A list that is there and was made with other arguments is refused with `UserError` unless
+    `replace`.
+    """
+    output = output or out / "chars.txt"
+    if output.suffix == ".json":
+        raise UserError(f"--output {output}: the counts are written to that name; give a name such as chars.txt")
     if not tokenizer.is_file():
         raise UserError(f"{tokenizer} holds no tokenizer: name the one to extend with --tokenizer")
     loaded = load_tokenizer(tokenizer)
+    arguments = {
+        "asked": size,
+        "min_count": min_count,
+        "tokenizer": {"kind": loaded.kind, "fingerprint": loaded.fingerprint, "vocab_size": loaded.vocab_size},
+    }
+    if output.exists() and not replace:
+        _check_same(output, arguments)
     counts = read_counts(out)
     characters, origin = choose(counts, size, loaded.missing_characters, min_count)
     candidates = [point for point in np.flatnonzero(counts).tolist() if is_candidate(point)]
@@ -128,18 +143,29 @@ def vocab(out: Path, size: int, tokenizer: Path, min_count: int = 1) -> dict[str
     before = total - sum(int(counts[point]) for point in missing)
     after = total - sum(int(counts[point]) for point in missing - chosen)
     result = {
-        "asked": size,
+        **arguments,
         "characters": len(characters),
         "from": origin,
-        "min_count": min_count,
         "occurrences": total,  # of Han characters and Chinese punctuation in the kept documents
         "single_piece_share_before": before / total if total else None,
         "single_piece_share_after": after / total if total else None,
-        "tokenizer": {"kind": loaded.kind, "fingerprint": loaded.fingerprint, "vocab_size": loaded.vocab_size},
     }
-    write_bytes(out / "chars.txt", "".join(f"{character}\n" for character in characters).encode())
-    write_json(out / "chars.json", result)
+    write_bytes(output, "".join(f"{character}\n" for character in characters).encode())
+    write_json(output.with_suffix(".json"), result)
     return result
+
+
+def _check_same(output: Path, arguments: dict[str, Any]) -> None:
+    """Refuse to replace a list of characters that was made with other arguments, or by hand: a model may be made of it."""
+    beside = output.with_suffix(".json")
+    try:
+        old = read_json(beside)
+        shown = [f"{name}: {old.get(name)!r} -> {new!r}" for name, new in arguments.items() if old.get(name) != new]
+        reason = f"was made with other arguments ({'; '.join(shown)})" if shown else ""
+    except (OSError, ValueError, AttributeError):
+        reason = f"is there, and no {beside.name} tells what it was made with"
+    if reason:
+        raise UserError(f"{output} {reason}: give another --output, or --replace to write it anew")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,6 +173,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="output folder of a run")
     parser.add_argument("--size", type=int, default=SIZE, help=f"characters to list (default {SIZE})")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer to extend (default: tokenizer.path of the run)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="list to write (default OUT/chars.txt)")
+    parser.add_argument("--replace", action="store_true", help="replace a list that was made with other arguments")
     parser.add_argument("--min-count", type=int, default=1, help="count rarer characters as not seen (default 1)")
 
 
@@ -154,11 +182,16 @@ def main(args: argparse.Namespace) -> int:
     """`ziya-data vocab`."""
     if args.size < 1:
         raise UserError(f"--size {args.size}: give the number of characters to list, at least 1")
-    if not (args.out / "work" / "run.json").is_file():
-        raise UserError(f"{args.out} holds no run: give the --output folder of a `ziya-data run`")
-    result = vocab(args.out, args.size, args.tokenizer or _own_tokenizer(args.out), args.min_count)
+    require_finished(args.out)
+    tokenizer = args.tokenizer or _own_tokenizer(args.out)
+    output = args.output or args.out / "chars.txt"
+    result = vocab(args.out, args.size, tokenizer, args.min_count, output, args.replace)
     origin = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in result["from"].items() if count)
-    print(f"{args.out / 'chars.txt'}: {result['characters']:,} characters ({origin or 'none'})")
+    whose = "" if args.tokenizer else ", tokenizer.path of the run"
+    print(
+        f"{output}: {result['characters']:,} characters ({origin or 'none'}) that {tokenizer} lacks "
+        f"({result['tokenizer']['vocab_size']:,} pieces{whose})"
+    )
     if result["characters"] < args.size:
         print(f"only {result['characters']:,} of the {args.size:,} asked for: the counts, GB 2312 and Big5 are used up")
     if result["occurrences"]:
@@ -168,8 +201,6 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _own_tokenizer(out: Path) -> Path:
-    from data_factory.run_state import stored_config
-
     path = stored_config(out).tokenizer.path
     if path is None:
         raise UserError(f"{out} was run without a tokenizer: name the one to extend with --tokenizer")

@@ -153,6 +153,8 @@ def parse(cls: type[S], raw: dict[str, Any], origin: str) -> S:
                 problems.append(f"{where} is missing: it is required")
             elif not item["loc"]:  # of all settings together: their values would bury what is wrong
                 problems.append(item["msg"].removeprefix("Value error, "))
+            elif item["type"] == "value_error" and isinstance(item["input"], dict):  # the same of one group
+                problems.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
             else:
                 problems.append(f"{where} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
         unique = list(dict.fromkeys(problems))

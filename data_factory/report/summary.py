@@ -9,7 +9,7 @@ from typing import Any
 
 from data_factory.config import DataConfig
 from data_factory.report import page
-from ziya.errors import UserError
+from data_factory.run_state import require_finished
 from ziya.files import read_json, write_json
 from ziya.manifest import Markers
 
@@ -134,8 +134,7 @@ def write_report(config: DataConfig, out: Path, summary: dict[str, Any]) -> None
 def rewrite(out: Path) -> dict[str, Any]:
     """Write the report of a finished run again; returns its summary."""
     path = out / "summary.json"
-    if not path.exists():
-        raise UserError(f"{out} holds no finished run (no summary.json): run `ziya-data run` to its end first")
+    require_finished(out)
     summary: dict[str, Any] = read_json(path)
     page.rewrite(out, summary)
     return summary

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from data_factory import quarantined
 from data_factory.report import verdict as words
 from data_factory.report.summary import top
 
@@ -32,6 +33,9 @@ def summary(value: dict[str, Any], out: Path) -> str:
         lines.append(
             "most frequent reasons: " + ", ".join(f"{name} {count}" for name, count in top(value["reasons"], 8))
         )
+    if documents["quarantined"]:
+        most = top(quarantined.errors(out), 4)
+        lines.append("most frequent errors in quarantine: " + ", ".join(f"{name} ({count})" for name, count in most))
     verdict = value["evaluation"]
     if verdict.get("passed") is not None:
         lines += [f"evaluation: {words.rate(verdict)}", f"evaluation: {words.certainty(verdict)}"]
@@ -61,6 +65,11 @@ def changes(before: dict[str, Any], after: dict[str, Any], out: Path) -> str:
         old, new = before["changed"].get(rule, 0), after["changed"].get(rule, 0)
         if old != new:
             lines.append(f"  kept texts changed by {rule}: {old} -> {new} ({new - old:+d})")
+    for language in sorted(before["tiers"].keys() | after["tiers"].keys()):
+        for tier in ("high", "medium", "low"):
+            old, new = (value["tiers"].get(language, {}).get(tier, 0) for value in (before, after))
+            if old != new:
+                lines.append(f"  tier {tier} of {language}: {old} -> {new} ({new - old:+d})")
     sizes = [
         sum(tier["bytes"] for tiers in value["kept"].values() for tier in tiers.values()) for value in (before, after)
     ]

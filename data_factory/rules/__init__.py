@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, create_model
+from pydantic import AfterValidator, BeforeValidator, create_model
 
 from data_factory.rules.catalogue import Rule
 from data_factory.rules.document import DOCUMENT_RULES
@@ -44,6 +45,31 @@ def _threshold(value: Any) -> Any:
     return number(value)
 
 
+# Rules whose measurement is a share, though the name does not end in one.
+_SHARES = frozenset(
+    "min_letter_words max_capital_words max_bullet_lines max_ellipsis_lines max_teaser_lines min_end_mark_lines "
+    "max_short_lines max_short_lines_fineweb max_boilerplate_lines min_distinct_chars max_duplicate_lines "
+    "max_duplicate_paragraphs max_duplicate_line_chars max_duplicate_paragraph_chars max_duplicate_line_chars_fineweb "
+    "max_top_2gram_chars max_top_3gram_chars max_top_4gram_chars max_duplicate_5gram_chars max_duplicate_6gram_chars "
+    "max_duplicate_7gram_chars max_duplicate_8gram_chars max_duplicate_9gram_chars max_duplicate_10gram_chars "
+    "max_repeated_13grams uppercase_lines numeric_lines max_remnants max_adverts".split()
+)
+
+
+def _in_bounds(rule: str) -> AfterValidator:
+    """A threshold is at least 0, that of a share at most 1: 40 for 40 % would switch the rule off without a word."""
+    share = rule in _SHARES or rule.endswith("_share")
+
+    def check(value: Any) -> Any:
+        for item in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(item, float) and not 0 <= item <= (1 if share else math.inf):
+                needed = "it is a share, which lies in 0..1 (0.4 is 40 %)" if share else "it must be at least 0"
+                raise ValueError(f"{needed}, found {item:g}; off switches the rule off")
+        return value
+
+    return AfterValidator(check)
+
+
 Threshold = Annotated[float | str | dict[str, float | str] | None, BeforeValidator(_threshold)]
 
 
@@ -62,7 +88,7 @@ class _RuleBase(Settings):
 RuleSettings: Any = create_model(
     "RuleSettings",
     __base__=_RuleBase,
-    **{rule.id: (Threshold, deciding(None, rule.meaning)) for rule in RULES},  # type: ignore[call-overload]
+    **{rule.id: (Annotated[Threshold, _in_bounds(rule.id)], deciding(None, rule.meaning)) for rule in RULES},  # type: ignore[call-overload]
 )
 
 
@@ -105,7 +131,7 @@ def listing(preset: str, as_json: bool) -> str:
             for rule in RULES
         ]
         return json_bytes(rows).decode().rstrip()
-    lines = []
+    lines = ["(* = a threshold of ours, recalibrated on clean text; the others are the published ones)"]
     for rule in RULES:
         limits = rule.thresholds.get(preset, {})
         sign = "<" if rule.bad == "below" else ">"

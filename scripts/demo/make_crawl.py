@@ -1,6 +1,6 @@
 """Write the demo crawl: a small, messy, bilingual crawl with a planted fate for every record.
 
-    python scripts/demo/make_crawl.py OUT_DIR [--seed 7] [--pages 420]
+    python scripts/demo/make_crawl.py OUT_DIR [--seed 7] [--pages 440]
 
 OUT_DIR/web/*        WARC (one record per gzip member, and one plain file) and WET: pages that are ranked by perplexity
 OUT_DIR/board/*      WARC: pages that skip the ranking, so that bad ones fall to rules

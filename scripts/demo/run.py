@@ -38,8 +38,7 @@ def shown(command: list[str]) -> str:
 
 def step(title: str, *commands: list[str]) -> None:
     """Run commands of the demo; the first failure ends the demo with its exit code."""
-    if title:
-        print(f"\n== {title}", flush=True)
+    print(f"\n== {title}", flush=True)
     for command in commands:
         print(f"   $ {shown(command)}", flush=True)
         code = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=False).returncode
@@ -80,6 +79,7 @@ def base_model() -> str:
 
 def extend(base: str) -> None:
     """Give the base the crawl's Chinese characters, and pack everything with them."""
+    extended = f"tokenizer.path={TRAIN}/extended/tokenizer.model"
     step(
         "5. the characters that its tokenizer lacks, and the packs in the new vocabulary",
         [*DATA, "vocab", OUT, "--size", str(CHARACTERS), "--tokenizer", f"{base}/tokenizer.model"],
@@ -88,9 +88,8 @@ def extend(base: str) -> None:
             *("init", "--base", base, "--chars", f"{OUT}/chars.txt", "--output", f"{TRAIN}/extended"),
             *("--text", "scripts/demo/heldout/zh.txt"),
         ],
+        *([*DATA, "pack", out, extended, "--replace"] for out in (OUT, TEXTS)),
     )
-    remove(f"{OUT}/packs", f"{TEXTS}/packs")  # of other tokenizers: they would be refused
-    step("", *([*DATA, "pack", out, f"tokenizer.path={TRAIN}/extended/tokenizer.model"] for out in (OUT, TEXTS)))
 
 
 def stages() -> None:
