@@ -422,7 +422,7 @@ def test_other_bad_inputs(bases: dict[str, Base], tmp_path: Path, chars: Path) -
     with pytest.raises(UserError, match="is no folder"):
         run_init(tmp_path / "none", chars, tmp_path / "out")
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="--output .*file is a file, so no folder can be made in it"):
+    with pytest.raises(UserError, match=r"--output .*file is a file, so no folder can be made in it"):
         run_init(sharded, chars, tmp_path / "file" / "out")
     with pytest.raises(UserError, match="--pad-to 0"):
         run_init(sharded, chars, tmp_path / "out", pad_to=0)
