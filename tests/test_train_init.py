@@ -421,6 +421,9 @@ def test_other_bad_inputs(bases: dict[str, Base], tmp_path: Path, chars: Path) -
         run_init(tmp_path / "base", chars, tmp_path / "out")
     with pytest.raises(UserError, match="is no folder"):
         run_init(tmp_path / "none", chars, tmp_path / "out")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"--output .*file is a file, so no folder can be made in it"):
+        run_init(sharded, chars, tmp_path / "file" / "out")
     with pytest.raises(UserError, match="--pad-to 0"):
         run_init(sharded, chars, tmp_path / "out", pad_to=0)
     with pytest.raises(UserError, match="no such file"):
