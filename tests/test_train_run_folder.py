@@ -72,6 +72,16 @@ def test_a_folder_of_something_else_stays_as_it_is(fill: Any, made: Path, tmp_pa
     assert contents(tmp_path) == before
 
 
+def test_logs_may_lie_in_a_new_run(tmp_path: Path) -> None:
+    """`ziya-train ... 2> RUN/train.log` makes the folder before the run does."""
+    (tmp_path / "logs").mkdir()
+    for name in ("train.log", "slurm-12.out", "logs/job.err"):
+        (tmp_path / name).write_text("said")
+    assert run_folder.foreign(tmp_path) is None
+    (tmp_path / "model.safetensors").touch()
+    assert run_folder.foreign(tmp_path) == "model.safetensors"
+
+
 def test_a_bare_launch_is_refused_too(made: Path, tmp_path: Path) -> None:
     a_model(tmp_path / "run", made)
     before = contents(tmp_path)

@@ -2,7 +2,8 @@
 must never begin among files of something else.
 
 A folder is taken when it is new, empty, or made by a run: its config.json is a run's record, or there is none and every file is
-one that a start leaves before it writes the record. Nothing here writes, but for `take_back`.
+one that a start leaves before it writes the record, or a log (`ziya-train ... 2> RUN/train.log`).
+Nothing here writes, but for `take_back`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ziya.files import TEMPORARY, read_json
 RECORD = {"version", "begun", "config", "fixed", "packs", "model"}  # keys of RUN/config.json
 _LEFT = re.compile(
     r"lock|index(/.*)?|latest|launch|launch/(launch\.json|alive|stop|abort|outcome\.json|hostfile|(rank|words)-\d+(\.json)?)"
-    r"|errors|errors/rank-\d+\.json|logs|logs/(launcher|rank-\d+)\.log"
+    r"|errors|errors/rank-\d+\.json|logs|(logs/)?[^/]+\.(log|out|err)"
 )
 _CHECKPOINTS = "checkpoints/*/manifest.json"
 
