@@ -123,7 +123,7 @@ def test_the_legend_hides_nothing(out: Path, runs: int) -> None:
 
     value = json.loads(read(out / "report.json"))
     for number, model in enumerate(value["models"]):
-        model["run"] = None if model["is_base"] else f"/work/a-run-{number % runs}"
+        model["run"] = None if model["is_base"] else f"/runs/a-run-{number % runs}"
     with mpl.rc_context({"font.family": curves.fonts(), "font.size": 9}):
         figure = Figure(figsize=(4.4, 3.1), layout="constrained")
         axes = figure.add_subplot()
