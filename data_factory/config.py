@@ -14,7 +14,7 @@ from data_factory.rules import RuleSettings
 from ziya.config import Settings, deciding, load, measuring, required
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 Step = Literal["language", "normalize", "scoring", "rules", "dedup", "evaluation"]
 
 
@@ -117,8 +117,8 @@ class Scoring(Settings):
     medium: float = deciding(
         60.0, "per cent of lowest perplexity up to which a document is medium; the rest is dropped", ge=0, le=100
     )
-    max_perplexity: dict[str, Positive] = deciding({}, "absolute cap per language, on top of ranks")
-    min_perplexity: dict[str, Positive] = deciding(
+    max_perplexity: dict[str, NonNegative] = deciding({}, "absolute cap per language, on top of ranks")
+    min_perplexity: dict[str, NonNegative] = deciding(
         {}, "absolute floor per language (templates and repeated text score very low)"
     )
 
@@ -208,11 +208,11 @@ class Evaluation(Settings):
         [], "more toxic phrases (one a line, # comments): one hit fails a document", is_file=True
     )
     advert_lexicons: list[str] = deciding([], "more advert phrases: one hit fails a document", is_file=True)
-    max_perplexity: dict[str, Positive] = deciding({}, "level 2: absolute cap of perplexity per language")
+    max_perplexity: dict[str, NonNegative] = deciding({}, "level 2: absolute cap of perplexity per language")
     max_perplexity_ratio: float = deciding(
         10.0, "level 2: largest perplexity as a multiple of the sample's median in that language", gt=1
     )
-    min_information: dict[str, Positive] = deciding(
+    min_information: dict[str, NonNegative] = deciding(
         {"en": 0.25, "zh": 0.2},
         "level 2: smallest informativeness: bits per character under the language model times the share of distinct content",
     )

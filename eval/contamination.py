@@ -20,8 +20,8 @@ import numpy as np
 
 from eval import report, statistics, training_text
 from eval.models_found import foreign_folder
-from eval.report.collect import read_samples, title
-from eval.samples import item_key
+from eval.report.collect import title
+from eval.samples import item_key, read_all
 from eval.tasks.items import Item, items
 from eval.training_text import Batch
 from ziya import ngrams
@@ -165,7 +165,7 @@ def scores(out: Path, value: dict[str, Any], found: dict[str, list[Item]]) -> li
     known = {task: {item_key(item.question) for item in own} for task, own in found.items()}
     over = {entry["id"] for entry in value["flagged"]}
     flagged = {task: {item_key(item.question) for item in own if item.id in over} for task, own in found.items()}
-    samples = read_samples(out)
+    samples = read_all(out / "samples")
     result = []
     for row in rows:
         lines = samples.get(row["model"], {}).get(row["task"], [])

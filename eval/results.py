@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval import held_out, samples
+from eval import held_out, output, samples
 from eval.config import EvalConfig
 from ziya.files import read_json, write_json
 from ziya.progress import log
@@ -21,7 +21,7 @@ def finish(out: Path, config: EvalConfig, documents: Sequence[Document] = ()) ->
     from eval.statistics import summarise
 
     found = samples.read_all(out / "samples")
-    models = [line for line in read_json(out / "models.json") if found.get(line["model"])]
+    models = [line for line in output.models(out) if found.get(line["model"])]
     base = next((line["model"] for line in models if line["is_base"]), None)
     rows = [
         {**row, "sandbox": sandbox(out / "samples" / row["model"] / f"{row['task']}.json")}

@@ -146,6 +146,13 @@ def write_benchmarks(folder: Path, items: int = 6) -> Path:
     return folder
 
 
+def write_world(root: Path) -> tuple[Path, Path]:
+    """(folder of the models `first` and `second`, folder of benchmarks)."""
+    for seed, name in enumerate(("first", "second")):
+        write_model(root / "models" / name, seed=seed, max_position_embeddings=2048)
+    return root / "models", write_benchmarks(root / "data")
+
+
 def config(model: Path, data: Path, out: Path, **changes: Any) -> Any:
     """Settings of a small evaluation."""
     from eval.config import EvalConfig

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import small_benchmarks
-from eval_models import config, scores, write_about, write_benchmarks, write_model
+from eval_models import config, scores, write_about, write_model, write_world
 from small_tokenizers import CHINESE, ENGLISH
 
 from eval import output, results, runner, sandbox, statistics
@@ -20,10 +20,7 @@ from ziya.errors import UserError
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(folder of two models, folder of benchmarks)."""
-    root = tmp_path_factory.mktemp("world")
-    for seed, name in enumerate(("first", "second")):
-        write_model(root / "models" / name, seed=seed, max_position_embeddings=2048)
-    return root / "models", write_benchmarks(root / "data")
+    return write_world(tmp_path_factory.mktemp("world"))
 
 
 def rewrite(model: Path, other: Path) -> None:

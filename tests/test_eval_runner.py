@@ -23,8 +23,8 @@ from eval_models import (
     request,
     scores,
     write_about,
-    write_benchmarks,
     write_model,
+    write_world,
 )
 from small_tokenizers import CHINESE, ENGLISH
 
@@ -38,10 +38,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(folder of models, folder of benchmarks)."""
-    root = tmp_path_factory.mktemp("world")
-    for seed, name in enumerate(("first", "second")):
-        write_model(root / "models" / name, seed=seed, max_position_embeddings=2048)
-    return root / "models", write_benchmarks(root / "data")
+    return write_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

@@ -62,15 +62,21 @@ class Operations:
             monkeypatch.setattr(owner, name, self.wrap(name, getattr(owner, name)))
 
 
+def saved_and_trained_on(run: Path) -> tuple[PlainEngine, dict[int, Any]]:
+    """(engine after step 2, its state after each step); step 1 is saved in `run`."""
+    engine = PlainEngine(small())
+    opened(run, engine).save(1, {**extras(1), "note": 1}, wait=True)
+    states = {1: engine.state()}
+    engine.step(1)
+    states[2] = engine.state()
+    return engine, states
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_kill_at_any_moment_leaves_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool) -> None:
     """Killed before every single change of the disk, saving a new step, or the same step again; keep=1 prunes too."""
     template = tmp_path / "template"
-    engine = PlainEngine(small())
-    opened(template, engine).save(1, {**extras(1), "note": 1}, wait=True)
-    states = {1: engine.state()}
-    engine.step(1)
-    states[2] = engine.state()
+    engine, states = saved_and_trained_on(template)
     seen, at = set(), 0
     while True:
         at += 1
@@ -97,11 +103,7 @@ def test_kill_at_any_moment_leaves_a_whole_one(tmp_path: Path, monkeypatch: pyte
 def test_a_fault_at_any_moment_leaves_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool) -> None:
     """A full disk at each change of the disk: one clear line, no rest of it, and the next save works."""
     template = tmp_path / "template"
-    engine = PlainEngine(small())
-    opened(template, engine).save(1, {**extras(1), "note": 1}, wait=True)
-    states = {1: engine.state()}
-    engine.step(1)
-    states[2] = engine.state()
+    engine, states = saved_and_trained_on(template)
     refused = at = 0
     while True:
         at += 1

@@ -33,10 +33,7 @@ CONFIGS = sorted((train_runs.ROOT / "configs" / "train").glob("*.yaml"))
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("parts")
-    train_runs.write_base(folder / "base")
-    train_runs.write_pack(folder / "text")
-    return folder
+    return train_runs.write_parts(tmp_path_factory.mktemp("parts"))
 
 
 def config(made: Path, run: Path, *overrides: str) -> TrainConfig:

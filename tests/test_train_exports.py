@@ -131,10 +131,7 @@ def test_an_export_that_cannot_be_started_is_told(tmp_path: Path, monkeypatch: p
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exports")
-    train_runs.write_base(folder / "base")
-    train_runs.write_pack(folder / "text")
-    return folder
+    return train_runs.write_parts(tmp_path_factory.mktemp("exports"))
 
 
 def slow(folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

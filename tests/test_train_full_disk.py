@@ -70,10 +70,7 @@ def test_last_words_and_signs_of_life_need_no_room(disk: Path, monkeypatch: pyte
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("full")
-    train_runs.write_base(folder / "base")
-    train_runs.write_pack(folder / "text")
-    return folder
+    return train_runs.write_parts(tmp_path_factory.mktemp("full"))
 
 
 def without_ledger(rank: int, folder: Path, run: Path, fails: int) -> dict[str, Any]:

@@ -45,8 +45,7 @@ def told(folder: Path) -> list[str]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, a pack and RUN `whole`, trained by one process without interruption."""
     folder = tmp_path_factory.mktemp("runs")
-    train_runs.write_base(folder / "base")
-    train_runs.write_pack(folder / "text")
+    train_runs.write_parts(folder)
     train_runs.write_pack(folder / "held", rows=5, seed=7)
     code, said = train_runs.finish(train_runs.start(train_runs.arguments(folder, folder / "whole", *told(folder))))
     assert code == 0 and said.count("memory plan of a rank, in GiB: weights 0.00, ") == 1, said

@@ -21,10 +21,7 @@ from ziya.files import write_json
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("parts")
-    train_runs.write_base(folder / "base")
-    train_runs.write_pack(folder / "text")
-    return folder
+    return train_runs.write_parts(tmp_path_factory.mktemp("parts"))
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:

@@ -19,10 +19,7 @@ STEP = 4 * train_runs.LENGTH  # tokens of a step of the debug run
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("saves")
-    train_runs.write_base(folder / "base")
-    train_runs.write_pack(folder / "text")
-    return folder
+    return train_runs.write_parts(tmp_path_factory.mktemp("saves"))
 
 
 class FullDisk:

@@ -78,10 +78,7 @@ def test_windows_move_and_travel() -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stability")
-    train_runs.write_base(folder / "base")
-    train_runs.write_pack(folder / "text")
-    return folder
+    return train_runs.write_parts(tmp_path_factory.mktemp("stability"))
 
 
 SPIKES = ["checkpoint.every_steps=4", "stability.warmup_steps=8", "stability.window=16", "stability.skips_in_a_row=3"]

@@ -51,6 +51,13 @@ def write_pack(prefix: Path, rows: int = 64, largest: int = 60, seed: int = 0, l
     return prefix
 
 
+def write_parts(folder: Path) -> Path:
+    """A folder with what every run needs: the model `base` and the pack `text`."""
+    write_base(folder / "base")
+    write_pack(folder / "text")
+    return folder
+
+
 def arguments(folder: Path, run: Path, *more: str, stage: int = 1) -> list[str]:
     """Arguments of `ziya-train` for the base and the pack in `folder`."""
     return [

@@ -20,11 +20,6 @@ def title(task: str) -> str:
     return paper.TITLES.get(name, name) + task[len(name) :].replace("_", " ")
 
 
-def read_samples(out: Path) -> Lines:
-    """model -> task -> lines of `OUT/samples`, without their texts."""
-    return read_all(out / "samples")
-
-
 def _read(out: Path, name: str) -> Any:
     path = out / name
     if not path.is_file():
@@ -35,7 +30,7 @@ def _read(out: Path, name: str) -> Any:
 def collect(out: Path, samples: Lines | None = None) -> tuple[dict[str, Any], Lines]:
     """(what the report shows, samples: read here where they are not given). UserError when OUT has no results."""
     rows, models = _read(out, "results.json"), _read(out, "models.json")
-    samples = read_samples(out) if samples is None else samples
+    samples = read_all(out / "samples") if samples is None else samples
     base = next((model["model"] for model in models if model.get("is_base")), None)
     protocol = next((row["protocol"] for row in rows), "ziya2")
     tasks = statistics.task_order({row["task"] for row in rows})
